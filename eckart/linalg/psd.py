@@ -1,0 +1,115 @@
+"""Symmetric positive semidefinite matrices: eigenvalues, and powers that never form an inverse unless one is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import Refused
+
+
+def eigh_psd(matrix: Tensor, name: str = "matrix") -> tuple[Tensor, Tensor]:
+    """Eigenvalues (descending, negatives from rounding set to 0) and eigenvectors of a symmetric matrix, in float64.
+
+    Args:
+        matrix: (k, k), symmetric up to rounding; the mean with its transpose is taken.
+        name: used in messages.
+
+    Returns:
+        (values (k,), vectors (k, k) as columns).
+
+    Raises:
+        Refused: not square, or not finite.
+
+    Example:
+        >>> import torch
+        >>> eigh_psd(torch.diag(torch.tensor([1.0, 4.0])))[0]
+        tensor([4., 1.], dtype=torch.float64)
+    """
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise Refused(f"{name}: expected a square matrix, found shape {tuple(matrix.shape)}.")
+    work = matrix.to(torch.float64)
+    work = (work + work.T) / 2
+    if not bool(torch.isfinite(work).all()):
+        raise Refused(f"{name}: holds NaN or Inf; a Gram matrix must be finite. Check the calibration data and the model's dtype.")
+    try:
+        values, vectors = torch.linalg.eigh(work)
+    except torch.linalg.LinAlgError:  # a device driver may give up where LAPACK on the host does not
+        values, vectors = (t.to(work.device) for t in torch.linalg.eigh(work.cpu()))
+    return values.flip(0).clamp_min(0), vectors.flip(1)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A metric on one side of a matrix: the norm of v is ‖S v‖ with S = matrix^power. Not a square root itself: `root` makes one.
+
+    Args:
+        matrix: (k,) the diagonal, or (k, k) symmetric positive semidefinite.
+        power: 1/2 makes a second moment the metric of squared errors on that data.
+        clamp: eigenvalues below `clamp` times the largest are raised to it. 0 leaves them: enough as long as the side is not inverted.
+        name: used in messages.
+    """
+
+    matrix: Tensor
+    power: float = 0.5
+    clamp: float = 0.0
+    name: str = "metric"
+
+
+@dataclass(frozen=True)
+class Root:
+    """S = weight.matrix ^ power in factored form, float64. `values` are its eigenvalues (or its diagonal), `vectors` is None when diagonal."""
+
+    values: Tensor
+    vectors: Tensor | None
+    raised: int
+
+    def apply(self, x: Tensor) -> Tensor:
+        """S @ x, x (k, c)."""
+        return self._with(self.values, x)
+
+    def solve(self, x: Tensor) -> Tensor:
+        """S^-1 @ x, x (k, c). Only defined when every eigenvalue is positive: see `condition`."""
+        return self._with(1 / self.values, x)
+
+    def _with(self, values: Tensor, x: Tensor) -> Tensor:
+        x = x.to(values.dtype)
+        if self.vectors is None:
+            return values[:, None] * x
+        return self.vectors @ (values[:, None] * (self.vectors.T @ x))
+
+    @property
+    def condition(self) -> float:
+        """Largest over smallest eigenvalue of S; infinite when one is zero."""
+        low = float(self.values.min())
+        return float(self.values.max()) / low if low > 0 else float("inf")
+
+
+def root(weight: Weight) -> Root:
+    """S = matrix^power with the relative clamp of `weight`, by eigh; the number of raised eigenvalues is kept for the report.
+
+    Args:
+        weight: the metric.
+
+    Returns:
+        A `Root`, float64, on the device of the matrix.
+
+    Raises:
+        Refused: not finite, or a diagonal with a negative entry.
+
+    Example:
+        >>> import torch
+        >>> root(Weight(torch.tensor([4.0, 9.0]))).apply(torch.ones(2, 1)).T
+        tensor([[2., 3.]], dtype=torch.float64)
+    """
+    if weight.matrix.ndim == 1:
+        values, vectors = weight.matrix.to(torch.float64), None
+        if not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
+            raise Refused(f"{weight.name}: a diagonal metric must be finite and not negative.")
+    else:
+        values, vectors = eigh_psd(weight.matrix, weight.name)
+    floor = weight.clamp * float(values.max()) if len(values) else 0.0
+    raised = int((values < floor).sum())
+    return Root(values.clamp_min(floor) ** weight.power, vectors, raised)
