@@ -1,0 +1,114 @@
+"""Make a model that was compressed in memory one that transformers can save, and undo it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..errors import Refused, UsageError
+from ..nn.surgery import dense_shape, low_rank_layers
+
+
+def attach(model: Any, ranks: Mapping[str, int] | None = None, bias: Mapping[str, bool] | None = None, **info: Any) -> Any:
+    """Mark a model that already holds `LowRankLinear` layers, so that plain `save_pretrained` writes a folder that loads again.
+
+    It changes no layer and writes nothing. What it accepts, `from_pretrained` accepts: names, shapes and biases are checked
+    against the class of the model, built without weights from its config.
+
+    Args:
+        model: a transformers model with at least one `LowRankLinear`.
+        ranks: module name -> rank; None reads them from the model. If given it must name exactly the layers that are there.
+        bias: module name -> whether the pair has a bias. None finds the layers that differ from the dense class.
+        **info: provenance for `config.json`, for instance `recipe="svd_llm"`; anything that JSON holds.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UsageError: not a transformers model, no `LowRankLinear` in it, `ranks` or `bias` that contradict it, or info that is no JSON.
+        Refused: layers that a reload could not put back (renamed, tied, of another shape than the class has).
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from eckart.nn import LowRankLinear
+        >>> config = BertConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
+        >>> model = BertModel(config)
+        >>> model.pooler.dense = LowRankLinear(8, 8, rank=2)
+        >>> attach(model, recipe="svd").config.quantization_config.ranks
+        {'pooler.dense': 2}
+    """
+    from transformers import PreTrainedModel
+
+    from .config import EckartConfig, check
+    from .quantizer import mark
+    from .skeleton import skeleton
+
+    if not isinstance(model, PreTrainedModel):
+        raise UsageError(f"attach: expected a transformers model, found {type(model).__name__}.")
+    layers = low_rank_layers(model)
+    if not layers:
+        raise UsageError("attach: the model holds no LowRankLinear; there is nothing to mark.")
+    found = {name: layer.rank for name, layer in layers.items()}
+    if ranks is not None and dict(ranks) != found:
+        name = sorted({k for k in {*ranks, *found} if ranks.get(k) != found.get(k)})[0]
+        raise UsageError(f"attach: ranks says {name!r}: {ranks.get(name)}, the model holds {found.get(name)}.")
+    try:
+        json.dumps(info, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"attach: info must be plain JSON: {error}.") from error
+    _refuse_other_methods(model)
+
+    dense = skeleton(type(model), model.config)
+    config = EckartConfig(found, None, **info)
+    check(dense, config)
+    twins = dict(dense.named_modules())
+    for name, layer in layers.items():
+        twin: Any = twins[name]
+        if dense_shape(twin) != dense_shape(layer):
+            raise Refused(f"{name}: the pair maps {dense_shape(layer)}, {type(model).__name__} expects {dense_shape(twin)} there.")
+        if (layer.bias is not None) != (twin.bias is not None):
+            config.bias[name] = layer.bias is not None
+    for name, value in (bias or {}).items():
+        if name not in layers or value != (layers[name].bias is not None):
+            raise UsageError(f"attach: bias says {name!r}: {value}, which is not what the model holds.")
+    mark(model, config)
+    return model
+
+
+def dequantize(model: Any, dtype: torch.dtype | str | None = None) -> Any:
+    """Multiply every pair of factors back, in place: a plain dense model that saves and loads without eckart.
+
+    It gives the compressed weights in dense form, not the original ones.
+
+    Args:
+        model: a transformers model with `LowRankLinear` layers, marked by `attach` or not.
+        dtype: type of the whole model afterwards; None keeps its own.
+
+    Returns:
+        The same model, its `quantization_config` removed. A model without such layers comes back as it is.
+
+    Raises:
+        Refused: factors that are offloaded or wrapped by an adapter, or a bias that the dense class has no place for.
+    """
+    from .config import EckartConfig
+    from .quantizer import EckartQuantizer, mark
+
+    layers = low_rank_layers(model)
+    if not layers:
+        return model
+    _refuse_other_methods(model)
+    quantizer = getattr(model, "hf_quantizer", None)
+    if not isinstance(quantizer, EckartQuantizer):
+        mark(model, EckartConfig({name: layer.rank for name, layer in layers.items()}))
+        quantizer = model.hf_quantizer
+    return quantizer.dequantize(model, dtype=dtype)
+
+
+def _refuse_other_methods(model: Any) -> None:
+    config = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    method = getattr(config, "quant_method", "eckart")
+    if method != "eckart":
+        raise Refused(f"the model is already quantised with {getattr(method, 'value', method)}; two methods cannot share it.")

@@ -1,0 +1,5 @@
+"""Plain torch modules that run factored weights. They know of no recipe, file or host library."""
+
+from .low_rank import LowRankLinear
+
+__all__ = ["LowRankLinear"]
