@@ -1,0 +1,1 @@
+"""Systems that store a model in fewer parameters."""
