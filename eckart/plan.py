@@ -1,0 +1,207 @@
+"""A plan: what a run will do, printed before any work, obeyed by any engine, and part of what a resume must match."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from .axes.border import to_dict
+from .axes.protocols import Bundle, Cost, Decides, Site
+from .axes.recipe import Recipe
+from .axes.solve import adds_bias, cost
+from .errors import UsageError
+from .linalg.choose import choose
+from .seeds import seed_of
+from .store.dtypes import nbytes
+
+COMPUTE = "float64"  # weighted problems are solved in float64: see linalg.weighted
+
+
+@dataclass(frozen=True)
+class Job:
+    """One bundle of a stage.
+
+    Args:
+        name: the bundle's.
+        tensors: keys of the source that are read.
+        shape: (out, in) of the matrix that is factorised.
+        algorithm: what `linalg.svd` is told to use.
+        rank: triples kept; None while it is not known, or where the matrix stays dense.
+        cap: largest rank that stores less than the matrix.
+        state: "factored", "dense", or "undecided".
+        before, after: parameters stored; `after` is an upper figure while undecided.
+        bytes: bytes of the new tensors, likewise.
+        seconds: predicted time of the factorisation on this machine's kind.
+        seed: of the algorithms that draw numbers.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    shape: tuple[int, int]
+    algorithm: str
+    rank: int | None
+    cap: int
+    state: str
+    before: int
+    after: int
+    bytes: int
+    seconds: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Jobs that are independent of each other."""
+
+    name: str
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An ordered list of stages; plain data.
+
+    Args:
+        recipe: as `axes.border.to_dict` writes it.
+        model: name of the model.
+        source: fingerprint of the input.
+        seed: of the run.
+        statistics: what is measured before, one line each.
+        stages: in order.
+        skipped: linear layer -> why it is left alone.
+        decides: when ranks are known.
+    """
+
+    recipe: Mapping[str, Any]
+    model: str
+    source: str
+    seed: int
+    statistics: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    decides: Decides = "shape"
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """Jobs of the last stage: the cut."""
+        return self.stages[-1].jobs
+
+    @property
+    def before(self) -> int:
+        """Parameters of the targeted matrices."""
+        return sum(j.before for j in self.jobs)
+
+    @property
+    def after(self) -> int:
+        """Parameters stored for them afterwards (an upper figure while ranks are undecided)."""
+        return sum(j.after for j in self.jobs)
+
+    @property
+    def seconds(self) -> float:
+        """Predicted seconds of factorisation."""
+        return sum(j.seconds for s in self.stages for j in s.jobs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of everything that decides the result."""
+        text = json.dumps({"plan": self.to_dict() | {"stages": [[j.name, j.rank, j.algorithm, j.seed] for j in self.jobs]}}, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def decided(self, ranks: Mapping[str, int | None], costs: Mapping[str, Cost]) -> Plan:
+        """The same plan with the ranks that an allocation found."""
+        jobs = []
+        for job in self.jobs:
+            rank = ranks[job.name]
+            after = costs[job.name].at(rank)
+            width = job.bytes / max(1, job.after)
+            jobs.append(replace(job, rank=rank, state="dense" if rank is None else "factored", after=after, bytes=round(after * width)))
+        return replace(self, stages=(*self.stages[:-1], replace(self.stages[-1], jobs=tuple(jobs))))
+
+
+def bundles_of(recipe: Recipe, sites: Sequence[Site]) -> list[Bundle]:
+    """Sites that are solved together; each by itself unless the recipe groups them."""
+    return [Bundle(s.name, (s,)) for s in sites]
+
+
+def when(recipe: Recipe) -> Decides:
+    """When ranks are known. A budget on energy or error needs spectra, whatever the allocation."""
+    return "spectra" if recipe.budget.kind in ("energy", "error", "threshold") else recipe.allocate.decides
+
+
+def make_plan(
+    recipe: Recipe, bundles: Sequence[Bundle], *, model: str, source: str, seed: int, skipped: Mapping[str, str], device: str = "cpu"
+) -> tuple[Plan, dict[str, Cost]]:  # fmt: skip
+    """A plan from shapes alone: no tensor is read.
+
+    Args:
+        recipe: with the budget of the run.
+        bundles: what is solved.
+        model, source, seed: identity of the run.
+        skipped: linear layers left alone, with reasons.
+        device: where factorisations run.
+
+    Returns:
+        (plan, cost of each bundle by name).
+
+    Raises:
+        UsageError: nothing to compress, or a rank above every target.
+    """
+    if not bundles:
+        reasons = "; ".join(sorted(set(skipped.values()))) or "the model has no linear layers"
+        raise UsageError(f"{model}: no matrix is targeted ({reasons}). See target.skip and target.only: --set 'target.only=[\"q_proj\"]'.")
+    bare = [b.name for b in bundles if adds_bias(recipe) and b.sites[0].bias is None]
+    if bare and recipe.form.layout == "dense":
+        raise UsageError(
+            f"{recipe.name} gives {bare[0]} a bias, and its class has none there, so a dense folder would lose it on loading. "
+            "Use --form factored, or --set metric.keep_mean=false."
+        )
+    costs = {b.name: cost(recipe, b) for b in bundles}
+    _check_budget(recipe, costs)
+    waves = when(recipe)
+    ranks = recipe.allocate({}, costs, recipe.budget) if waves == "shape" else {}
+    cut = []
+    for b in bundles:
+        c = costs[b.name]
+        rank = ranks.get(b.name)
+        state = "undecided" if waves != "shape" else "dense" if rank is None else "factored"
+        after = c.at(c.break_even if state == "undecided" else rank)
+        chosen = choose(*b.shape, rank or c.break_even or 1, dtype=COMPUTE, device=device, tol=1e-6)
+        exact = waves != "shape"
+        seconds = 0.0 if exact or state == "dense" else chosen.seconds
+        tensors = tuple(k for s in b.sites for k in s.tensors)
+        size = nbytes(b.sites[0].dtype, (1,))
+        cut.append(
+            Job(b.name, tensors, b.shape, "gram" if exact else chosen.method, rank, c.break_even, state, c.dense, after, after * size, seconds, seed_of(seed, b.name))
+        )  # fmt: skip
+    stages: list[Stage] = []
+    if waves != "shape":
+        wave = [
+            replace(j, algorithm="gram", seconds=choose(*j.shape, None, dtype=COMPUTE, device=device, tol=1e-6).seconds, after=j.before, bytes=0)
+            for j in cut
+        ]  # fmt: skip
+        stages.append(Stage("spectra", tuple(wave)))
+    stages.append(Stage("cut", tuple(cut)))
+    needs = sorted(f"{s.kind} at {s.at}, {s.via}" + (f", {s.probe}" if s.via == "backward" else "") for s in recipe.needs())
+    plan = Plan(to_dict(recipe), model, source, seed, tuple(needs), tuple(stages), dict(skipped), waves)
+    return plan, costs
+
+
+def _check_budget(recipe: Recipe, costs: Mapping[str, Cost]) -> None:
+    budget = recipe.budget
+    if budget.kind is None:
+        raise UsageError("the run has no budget. Give --keep 0.8, or --set budget.rank=16.")
+    if budget.kind == "rank" and isinstance(budget.value, int):
+        largest = max(c.full for c in costs.values())
+        if budget.value > largest:
+            raise UsageError(f"budget.rank: {budget.value} is above every target; the largest has min(out, in) = {largest}. Give a rank below it, or --keep.")
+    if budget.kind == "keep":
+        least = sum(min(c.at(1), c.dense) for c in costs.values()) / sum(c.dense for c in costs.values())
+        if budget.value < least:
+            raise UsageError(f"budget.keep: {budget.value:g} is out of reach; rank 1 everywhere already stores {least:.4f} of the targeted parameters.")

@@ -1,0 +1,1 @@
+"""Runners walk a plan: the whole model at once, or (to come) block by block."""

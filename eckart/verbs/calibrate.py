@@ -1,0 +1,90 @@
+"""Calibration data -> the statistics that a recipe needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..axes.protocols import Site, Stat
+from ..data import batches, load_texts
+from ..errors import UsageError
+from ..stats import Stats, collect, fingerprint, predict_bytes
+from .host import Host, is_causal
+
+MAX_STATS = 4 << 30  # bytes of a statistics file that is written without being asked twice
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How statistics are taken: part of the result's identity, except for the file.
+
+    Args:
+        texts: texts, token-id lists, or input tensors of a plain module.
+        max_length: tokens per text or window; None is the model's limit, at most 512.
+        batch_size: texts per forward; sums are taken per batch.
+        seed: of random probes.
+        loss: for a plain module and a backward statistic: (output, batch) -> scalar.
+        file: where statistics are kept for the next run, if anywhere.
+        max_bytes: larger statistics are not written.
+    """
+
+    texts: Any
+    max_length: int | None = None
+    batch_size: int = 8
+    seed: int = 0
+    loss: Any = None
+    file: Path | None = None
+    max_bytes: int = MAX_STATS
+
+
+def load_calibration(calib: Any, needs: frozenset[Stat], recipe: str) -> Any:
+    """The calibration texts, checked before any work.
+
+    Raises:
+        UsageError: the recipe needs statistics and there is no calibration.
+        Refused: an empty or unreadable source.
+    """
+    if calib is None:
+        if needs:
+            what = ", ".join(sorted({f"{s.kind} ({s.via})" for s in needs}))
+            raise UsageError(f"{recipe} measures {what} on calibration text, and there is none. Give --calib FILE (calib=...), or use --recipe svd, which needs no data.")
+        return None
+    return list(calib) if is_tensors(calib) else load_texts(calib)
+
+
+def is_tensors(calib: Any) -> bool:
+    """Whether calibration is a list of input tensors."""
+    import torch
+
+    return isinstance(calib, Sequence) and len(calib) > 0 and isinstance(calib[0], torch.Tensor)
+
+
+def measure(host: Host, needs: frozenset[Stat], sites: Sequence[Site], how: Calibration) -> Stats:
+    """One pass over the calibration text through the original model, or the file of an earlier one.
+
+    Raises:
+        Refused: the file holds statistics of another model, other data or other needs.
+    """
+    model = host.live()
+    if is_tensors(how.texts):
+        rows = list(how.texts)
+    else:
+        tokenizer = host.tokenizer() if isinstance(how.texts[0], str) else None
+        limit = length_limit(host, how.max_length)
+        rows = batches(how.texts, tokenizer, max_length=limit, batch_size=how.batch_size, split_long=is_causal(model))
+    options: dict[str, Any] = {"seed": how.seed, "loss": how.loss, "model_id": host.reader.fingerprint}
+    if how.file is not None and how.file.exists():
+        return Stats.load(how.file, fingerprint(model, rows, needs, sites, **options))
+    found = collect(model, rows, needs, sites, **options)
+    if how.file is not None and predict_bytes(needs, sites) <= how.max_bytes:
+        found.save(how.file)
+    return found
+
+
+def length_limit(host: Host, wanted: int | None, top: int = 512) -> int:
+    """Tokens per text: what is wanted, else the model's own limit, at most `top`."""
+    config = host.reader.config
+    own = config.get("max_position_embeddings") or config.get("n_positions") or top
+    return wanted if wanted is not None else min(int(own), top)

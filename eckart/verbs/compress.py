@@ -1,0 +1,230 @@
+"""`compress`: store a model's linear layers in fewer parameters."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..axes import Budget, Recipe
+from ..axes.border import override, to_yaml
+from ..axes.protocols import Bundle, Cost, Edits
+from ..data import load_texts
+from ..engine import Local
+from ..errors import Refused, UsageError
+from ..plan import Job, Plan, bundles_of, make_plan
+from ..progress import track
+from ..registry import get_recipe
+from ..runners.whole import Context, Seen, cut, decide
+from ..store import check_output
+from .calibrate import MAX_STATS, Calibration, is_tensors, load_calibration, measure
+from .host import Host, open_host
+from .output import apply_edits, write_folder
+from .summary import compress_report
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..stats import Stats
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What `compress` returns. `model` is set when nothing was written, `path` when something was.
+
+    Args:
+        plan: what was, or would be, done.
+        report: plain data, as the HTML report and `report.json` show it.
+        model: the compressed copy.
+        path: the folder that was written.
+        stats: the statistics that were measured, for another run on the same model and data.
+    """
+
+    plan: Plan
+    report: dict[str, Any]
+    model: nn.Module | None = None
+    path: Path | None = None
+    stats: Stats | None = field(default=None, repr=False)
+
+
+def resolve(recipe: str | Recipe, keep: float | None, settings: Sequence[str], form: str) -> Recipe:
+    """The recipe of a run: by name, with the run's budget, form and overrides."""
+    found = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    if found.verb != "compress":
+        raise UsageError(f"{found.name} does {found.verb}, not compress. `eckart ls --verb compress` shows what fits here.")
+    if form not in ("factored", "dense"):
+        raise UsageError(f"form: expected 'factored' or 'dense', found {form!r}.")
+    if keep is not None:
+        if any(s.startswith("budget.") for s in settings):
+            raise UsageError("two budgets: --keep and --set budget... exclude each other. Give one of them.")
+        found = found.with_(budget=Budget(keep=keep))
+    found = override(found, settings)
+    return found.with_(form=replace(found.form, layout=form)) if form == "dense" else found
+
+
+def compress(
+    model: Any,
+    recipe: str | Recipe = "svd_llm",
+    keep: float | None = None,
+    *,
+    calib: Any = None,
+    out: str | Path | None = None,
+    form: Literal["factored", "dense"] = "factored",
+    seed: int = 0,
+    dry_run: bool | Literal["spectra"] = False,
+    settings: Sequence[str] = (),
+    tokenizer: Any = None,
+    max_length: int | None = None,
+    batch_size: int = 8,
+    device: str | None = None,
+    overwrite: bool = False,
+    workers: int = 1,
+    stats: Stats | str | Path | None = None,
+    max_stats: int = MAX_STATS,
+    loss: Any = None,
+    evaluate_on: Any = None,
+    command: str = "",
+) -> Compressed:
+    """Replace linear layers by the best low-rank pairs, in the sense that the recipe names.
+
+    It does not train, and it does not make a model faster by itself: two thin matrices are often slower than one at small batches.
+
+    Args:
+        model: a checkpoint folder, a Hub id, or a torch module. Never changed.
+        recipe: a name from `eckart ls --verb compress`, or a `Recipe`.
+        keep: share of the targeted layers' parameters that is stored, in (0, 1]; None takes the recipe's budget (0.8 for those here).
+        calib: texts, lists of token ids, or a path to a text or JSONL file, a line per text; for a plain module also a list of input
+            tensors. Needed by every recipe that measures something.
+        out: folder to write; None returns the model in memory.
+        form: "factored" stores pairs, "dense" multiplies them back (loads anywhere, saves nothing).
+        seed: of everything that draws numbers.
+        dry_run: True stops at the plan, which reads no tensor; "spectra" goes on until ranks are known.
+        settings: overrides such as "metric.power=1.0" or "budget.rank=8".
+        tokenizer: for a module in memory that does not know its own.
+        max_length: tokens per calibration text; None is the model's limit, at most 512.
+        batch_size: calibration texts per forward pass.
+        device: where the live model runs ("cuda"); None is the CPU for folders, the module's own device otherwise.
+        overwrite: replace an existing `out` once the new one is complete.
+        workers: bundles factorised side by side; never changes a byte.
+        stats: statistics of an earlier run on the same model and data, or a file: read when it exists, written when it does not.
+        max_stats: larger statistics are not written to that file, in bytes.
+        loss: for a plain module under a recipe with gradients: (output, batch) -> scalar.
+        evaluate_on: texts on which original and result are compared in the report; slower than the compression itself on long texts.
+        command: the command line, for the report.
+
+    Returns:
+        `Compressed`: plan, report, and the model or the path.
+
+    Raises:
+        UsageError: an unknown recipe or setting, a budget out of range, missing calibration.
+        Refused: weights that are not finite, an output that would destroy something, an unreadable checkpoint.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
+        >>> small = compress(net, "svd", keep=0.5)
+        >>> small.plan.after <= 0.5 * small.plan.before
+        True
+    """
+    began = time.perf_counter()
+    if not 0 <= seed < 1 << 63:
+        raise UsageError(f"seed: expected an integer in [0, 2**63), found {seed}.")
+    rec = resolve(recipe, keep, settings, form)
+    given = None if stats is None or isinstance(stats, str | Path) else stats
+    texts = load_calibration(calib, rec.needs() if given is None else frozenset(), rec.name)
+    how = Calibration(texts, max_length, batch_size, seed, loss, Path(stats) if isinstance(stats, str | Path) else None, max_stats)
+    example = texts[0][:1] if is_tensors(texts) else None
+    host = open_host(model, tokenizer, device, example)
+    if out is not None:
+        check_output(out, [host.path] if host.path else [], overwrite)
+    evaluate_on = load_texts(evaluate_on) if evaluate_on is not None else None
+    plan, costs, bundles = _plan(host, rec, seed)
+    describe = partial(compress_report, recipe=rec, host=host, command=command)
+    if dry_run is True:
+        return Compressed(plan, describe(plan, records={}))
+    _refuse_damage(host, bundles)
+    clock = {"checks": time.perf_counter() - began}
+    if rec.needs() and given is None:
+        given = measure(host, rec.needs(), [s for b in bundles for s in b.sites], how)
+    clock["statistics"] = time.perf_counter() - began - sum(clock.values())
+    context = Context(rec, host.read, host.reader.read, given or _NoStats())
+    engine = Local(workers=workers)
+    plan, seen = decide(plan, costs, bundles, context, engine)
+    clock["spectra"] = time.perf_counter() - began - sum(clock.values())
+    if dry_run == "spectra":
+        return Compressed(plan, describe(plan, records={}), stats=given)
+    small = _copy(host) if out is None or evaluate_on is not None else None
+
+    def finish(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        clock["cut"] = time.perf_counter() - began - sum(clock.values())
+        if small is not None:
+            _mark(small, rec, plan)
+        rows = _compare(host, small, evaluate_on) if evaluate_on is not None else []
+        clock["evaluation"] = time.perf_counter() - began - sum(clock.values())
+        return describe(plan, records=records, evaluation=rows, timings=clock)
+
+    def edits_of(skip: frozenset[str]) -> Iterator[tuple[Job, Edits]]:
+        for job, edits in cut(plan, bundles, context, seen, engine, frozenset() if small is not None else skip):
+            if small is not None:
+                apply_edits(small, job, edits)
+            yield job, edits
+
+    if out is None:
+        return Compressed(plan, finish({job.name: edits.record for job, edits in edits_of(frozenset())}), model=small, stats=given)
+    data = given.fingerprint if given else ""
+    report = write_folder(Path(out), host, rec, plan, bundles, edits_of, finish, overwrite=overwrite, data=data)
+    return Compressed(plan, report, path=Path(out), stats=given)
+
+
+def _compare(host: Host, small: Any, texts: Any) -> list[dict[str, Any]]:
+    """Rows of the before/after table, both models in memory."""
+    from .evaluate import evaluate
+
+    return evaluate(small, texts, against=host.live(), tokenizer=host.tokenizer())["rows"]
+
+
+def _plan(host: Host, rec: Recipe, seed: int) -> tuple[Plan, dict[str, Cost], list[Bundle]]:
+    sites, skipped = rec.target.sites(host.catalogue)
+    missing = {n: why for n, why in host.catalogue.notes.items() if "checkpoint" in why}
+    for name, why in missing.items():
+        raise Refused(f"{host.name}: the weight of {name} is unusable: {why}. The checkpoint is incomplete or belongs to another model; get it again.")
+    bundles = bundles_of(rec, sites)
+    plan, costs = make_plan(rec, bundles, model=host.name, source=host.reader.fingerprint, seed=seed, skipped=skipped)
+    return plan, costs, bundles
+
+
+def _refuse_damage(host: Host, bundles: Sequence[Bundle]) -> None:
+    """Every targeted tensor is finite, before an hour of statistics is spent on the others."""
+    import torch
+
+    for bundle in track(bundles, "checking weights"):
+        for key in [k for s in bundle.sites for k in (*s.tensors, *((s.bias,) if s.bias else ()))]:
+            value = host.reader.read(key)
+            bad = int((~torch.isfinite(value)).sum())
+            if bad:
+                raise Refused(f"{key}: {bad} of {value.numel()} values are NaN or Inf. Nothing was written; repair or re-download {host.name}.")
+
+
+class _NoStats:
+    """Stands where a recipe measures nothing."""
+
+    def get(self, stat: Any, site: Any) -> Any:
+        raise Refused(f"{site.name}: {stat.kind} was never declared in `needs`, so it was not measured.")
+
+
+def _copy(host: Host) -> nn.Module:
+    """A model of our own: a folder's is loaded for this run alone, a module in memory is copied."""
+    return copy.deepcopy(host.live())
+
+
+def _mark(model: nn.Module, rec: Recipe, plan: Plan) -> None:
+    """Tell transformers what the model now is, so that plain `save_pretrained` works."""
+    if rec.form.layout == "factored" and hasattr(model, "config") and hasattr(model, "save_pretrained") and any(j.state == "factored" for j in plan.jobs):
+        from .host import attach
+
+        attach(model, recipe=rec.name)
+

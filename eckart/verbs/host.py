@@ -1,0 +1,179 @@
+"""Where a model comes from: a folder (or Hub id) that is read tensor by tensor, or a module that is already in memory.
+
+The one place below the top floor that imports `hub`, and only inside functions: loading a model is the hub's business.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..axes.protocols import Site
+from ..catalogue import Catalogue, from_headers, from_model
+from ..errors import Refused, UsageError
+from ..store import Reader
+from ..store.memory import Memory
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Host:
+    """A model as verbs see it: a reader for its tensors, a catalogue of its matrices, and a live module where one is needed.
+
+    Args:
+        reader: where tensors come from; only ever read.
+        name: what the model is called in reports.
+        path: its folder, None in memory.
+    """
+
+    reader: Reader | Memory
+    name: str
+    path: Path | None = None
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        raise NotImplementedError
+
+    def live(self) -> nn.Module:
+        raise NotImplementedError
+
+    def tokenizer(self) -> Any:
+        raise NotImplementedError
+
+    def side_files(self) -> dict[str, bytes | Path]:
+        raise NotImplementedError
+
+    def read(self, site: Site) -> Tensor:
+        """W (out, in) of a site, whatever its storage."""
+        stored = self.reader.read(site.tensors[0])
+        return stored.T if site.view == "transposed" else stored.reshape(site.shape)
+
+    def parameters(self) -> int:
+        """Numbers in all tensors."""
+        return sum(prod(self.reader.info(k).shape) for k in self.reader.keys())
+
+
+class FolderHost(Host):
+    """A checkpoint on disk. The live model is loaded when statistics or an evaluation want it."""
+
+    def __init__(self, path: str | Path, tokenizer: Any = None, device: str | None = None) -> None:
+        self.reader = Reader(path)
+        self.path = Path(self.reader.path)
+        self.name = self.path.name if Path(path).exists() else str(path)
+        self._tokenizer = tokenizer
+        self._device = device
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        from ..hub.load import meta_model
+
+        quantised = self.reader.config.get("quantization_config")
+        if quantised:
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+            raise Refused(f"{self.path}: these weights are already quantised or factored ({method}). Start from the original checkpoint.")
+        if not self.reader.config.get("architectures") and not self.reader.config.get("model_type"):
+            return from_headers(self.reader)  # names and shapes alone
+        model = meta_model(str(self.path))
+        return from_headers(self.reader, model, example=_example(model))
+
+    def live(self) -> nn.Module:
+        return self._live
+
+    @cached_property
+    def _live(self) -> nn.Module:
+        from ..hub.load import load
+
+        return load(str(self.path), device=self._device)
+
+    def tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            from ..hub.load import load_tokenizer
+
+            self._tokenizer = load_tokenizer(str(self.path))
+        return self._tokenizer
+
+    def side_files(self) -> dict[str, bytes | Path]:
+        return dict(self.reader.carry())
+
+
+class ModuleHost(Host):
+    """A module in memory. It is never changed: what a verb makes of it is a copy."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None, example: Any = None) -> None:
+        config = getattr(model, "config", None)
+        self.name = Path(getattr(config, "_name_or_path", "") or type(model).__name__).name
+        self.reader = Memory(model.state_dict(), config.to_dict() if config is not None and hasattr(config, "to_dict") else {}, self.name)
+        self._model = model
+        self._tokenizer = tokenizer
+        self._example = example
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        return from_model(self._model, self._example if self._example is not None else _example(self._model))
+
+    def live(self) -> nn.Module:
+        return self._model
+
+    def tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            name = getattr(getattr(self._model, "config", None), "_name_or_path", "")
+            if not name:
+                raise UsageError("the text needs a tokenizer, and the model in memory knows none. Pass tokenizer=..., or lists of token ids.")
+            from ..hub.load import load_tokenizer
+
+            self._tokenizer = load_tokenizer(name)
+        return self._tokenizer
+
+    def side_files(self) -> dict[str, bytes | Path]:
+        """Tokenizer and generation settings, as their own `save_pretrained` writes them."""
+        import tempfile
+
+        out: dict[str, bytes | Path] = {}
+        for part in (self._tokenizer, getattr(self._model, "generation_config", None)):
+            if hasattr(part, "save_pretrained"):
+                with tempfile.TemporaryDirectory() as folder:
+                    part.save_pretrained(folder)
+                    out |= {str(f.relative_to(folder)): f.read_bytes() for f in sorted(Path(folder).rglob("*")) if f.is_file()}
+        return out
+
+
+def open_host(model: Any, tokenizer: Any = None, device: str | None = None, example: Any = None) -> FolderHost | ModuleHost:
+    """A host for a folder, a Hub id, or a module.
+
+    Raises:
+        UsageError: none of these.
+    """
+    if isinstance(model, str | Path):
+        return FolderHost(model, tokenizer, device)
+    if hasattr(model, "state_dict") and hasattr(model, "named_modules"):
+        return ModuleHost(model, tokenizer, example)
+    raise UsageError(f"model: expected a folder, a Hub id, or a torch module, found {type(model).__name__}.")
+
+
+def attach(model: Any, **info: Any) -> None:
+    """Mark a model in memory as ours, so that its own `save_pretrained` works."""
+    from ..hub.attach import attach as mark
+
+    mark(model, **info)
+
+
+def is_causal(model: Any) -> bool:
+    """Whether the model predicts the next token."""
+    from ..hub.load import is_causal as ask
+
+    return ask(model)
+
+
+def _example(model: Any) -> Any:
+    """The smallest text input, on the model's device, for models that transformers knows; None for any other module."""
+    import torch
+
+    if not hasattr(model, "config") or not hasattr(model, "dummy_inputs"):
+        return None
+    device = next(model.parameters()).device
+    ids = torch.zeros((1, 4), dtype=torch.long, device=device)
+    both = getattr(model.config, "is_encoder_decoder", False)
+    return {"input_ids": ids, "decoder_input_ids": ids} if both else {"input_ids": ids}
