@@ -1,0 +1,11 @@
+"""What a run leaves for people to read: one HTML file, the same data as JSON, and a model card.
+
+Example:
+    >>> from eckart.report import check, model_card, render, save
+"""
+
+from .card import model_card
+from .html import render, save
+from .schema import Report, check
+
+__all__ = ["Report", "check", "model_card", "render", "save"]
