@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except EckartError as error:
         print(f"eckart: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader (`head`, `less`) has seen enough
+        sys.stderr.close()
+        sys.exit(0)
     except KeyboardInterrupt:
         print("eckart: interrupted; the same command goes on from here.", file=sys.stderr)
         sys.exit(4)
@@ -76,7 +79,7 @@ def ls(*, verb: str | None = None, kind: str | None = None, as_json: Json = Fals
     for column in ("name", "verb", "fidelity", "what it is"):
         table.add_column(column, overflow="fold", no_wrap=column != "what it is")
     for row in rows:
-        table.add_row(row.name, row.verb, row.fidelity, row.summary.split(": ", 1)[-1])
+        table.add_row(row.name, row.verb, row.fidelity, row.summary)
     _console().print(table)
 
 
@@ -100,7 +103,9 @@ def show(name: str, /, *, as_json: Json = False) -> None:
             return
         print(f"{found.name} ({found.kind})\n{found.title}, {found.paper}\n\n{found.summary}\n\nRun it: eckart inspect MODEL --measures {found.name}")
         return
-    from .axes.border import to_dict, to_yaml
+    import yaml
+
+    from .axes.border import PLAIN, to_dict
 
     recipe = get_recipe(name)
     if as_json:
@@ -112,13 +117,15 @@ def show(name: str, /, *, as_json: Json = False) -> None:
     lines = [f"{recipe.name} ({recipe.verb}), {recipe.fidelity}", f"{recipe.title}, {recipe.paper}", "", found.summary]
     if recipe.differs:
         lines += ["", *textwrap.wrap(f"Differs: {recipe.differs}", 78)]
-    lines += ["", f"Measures: {', '.join(needs) or 'nothing, it needs no data'}", "", to_yaml(recipe.with_(title="", differs="", fidelity="exact"))]
+    choices = {k: v for k, v in to_dict(recipe).items() if k not in PLAIN}
+    lines += ["", f"Measures: {', '.join(needs) or 'nothing, it needs no data'}", "", yaml.safe_dump(choices, sort_keys=False)]
     print("\n".join(lines))
 
 
 @app.command
 def inspect(
-    model: str, /, *, out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None, measures: str | None = None, only: str | None = None, as_json: Json = False, quiet: Quiet = False
+    model: str, /, *, out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None, measures: str | None = None, only: str | None = None, overwrite: Annotated[bool, Parameter(negative="")] = False,
+    as_json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Measure the spectra of a model's weights.
 
@@ -132,6 +139,8 @@ def inspect(
         Comma list; see `eckart ls --kind measure`. All by default.
     only:
         Regular expression of module names.
+    overwrite:
+        Replace an earlier report.
     """
     from dataclasses import asdict
 
@@ -140,7 +149,7 @@ def inspect(
     found = run(model, [m.strip() for m in measures.split(",")] if measures else None, only=(only,) if only else ())
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        found.save_html(out / "report.html")
+        found.save_html(out / "report.html", overwrite=overwrite)
     if as_json:
         _print_json([asdict(r) for r in found.records])
         return

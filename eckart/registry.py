@@ -75,7 +75,7 @@ def list_entries(kind: str | None = None, verb: str | None = None) -> list[Entry
     Raises:
         UsageError: a kind or verb that no system has.
     """
-    rows = sorted(_index().values(), key=lambda e: (e.kind, e.verb, e.name))
+    rows = sorted(_index().values(), key=lambda e: (e.kind != "recipe", e.kind, e.verb, e.name))
     for field_name, wanted in (("kind", kind), ("verb", verb)):
         known = sorted({getattr(e, field_name) for e in rows})
         if wanted is not None and wanted not in known:

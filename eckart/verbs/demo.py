@@ -43,12 +43,14 @@ def demo(out: str | Path, *, overwrite: bool = False, prompt: str = "def read_fi
     from ..report.html import save
     from .compress import compress
     from .evaluate import evaluate
+    from .host import open_host
     from .inspect import inspect
 
     source, target = demo_model(), Path(out)
     target.mkdir(parents=True, exist_ok=True)
     calib = load_texts(source / "calibration.jsonl")[:CALIBRATION]
     heldout = source / "heldout.jsonl"
+    tokenizer = open_host(source).tokenizer()
     seen = inspect(source)
     before = evaluate(source, heldout)["model"]
     rows: list[list[Any]] = [["none (original)", 1.0, 1.0, before["bits_per_byte"], before["perplexity"], ""]]
@@ -61,7 +63,7 @@ def demo(out: str | Path, *, overwrite: bool = False, prompt: str = "def read_fi
             where = target / f"{recipe}-{keep:g}" if recipe == BEST else None
             made = compress(source, recipe, keep, calib=calib, out=where, stats=stats.get(recipe), overwrite=overwrite)
             stats[recipe] = made.stats
-            after = evaluate(made.path or made.model, heldout, tokenizer=None if made.path else _tokenizer(source))["model"]
+            after = evaluate(made.path or made.model, heldout, tokenizer=tokenizer)["model"]
             sizes = made.report["sizes"]
             rows.append([recipe, keep, sizes["total_after"] / sizes["total_before"], after["bits_per_byte"], after["perplexity"], where.name if where else "in memory"])
             points.append([keep, after["bits_per_byte"]])
@@ -95,12 +97,6 @@ def continuation(folder: Path, prompt: str, tokens: int = 48) -> str:
     with torch.no_grad():
         out = model.generate(**ids, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     return tokenizer.decode(out[0], skip_special_tokens=True)
-
-
-def _tokenizer(path: Path) -> Any:
-    from ..hub.load import load_tokenizer
-
-    return load_tokenizer(str(path))
 
 
 def _verdict(rows: list[list[Any]]) -> list[str]:

@@ -30,11 +30,11 @@ class Report:
     records: tuple[Record, ...]
     report: dict[str, Any]
 
-    def save_html(self, path: str | Path) -> None:
-        """The self-contained page, with `report.json` beside it."""
+    def save_html(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """The self-contained page, with its data as JSON of the same name beside it; an existing one is kept unless `overwrite`."""
         from ..report.html import save
 
-        save(self.report, path)
+        save(self.report, path, overwrite=overwrite)
 
     def save_json(self, path: str | Path) -> None:
         """All records as JSON."""

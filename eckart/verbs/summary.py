@@ -25,14 +25,17 @@ def compress_report(
     total, size = host.parameters(), host.reader.nbytes
     width = {j.name: host.reader.info(j.tensors[0]).nbytes / max(1, j.before) for j in plan.jobs}
     dense_form = recipe.form.layout == "dense"
-    stored = plan.before if dense_form else plan.after
+    after = plan.after
+    if any(j.state == "undecided" for j in plan.jobs) and recipe.budget.kind == "keep":
+        after = min(after, int(recipe.budget.value * plan.before))  # what the allocation may spend
+    stored = plan.before if dense_form else after
     sizes = {
         "targeted_before": plan.before,
         "targeted_after": stored,
         "total_before": total,
         "total_after": total - plan.before + stored,
         "bytes_before": size,
-        "bytes_after": size if dense_form else round(size - sum((j.before - j.after) * width[j.name] for j in plan.jobs)),
+        "bytes_after": size if dense_form else round(size - (plan.before - after) * sum(width[j.name] * j.before for j in plan.jobs) / plan.before),
     }
     report: dict[str, Any] = {
         "format": 1,
@@ -89,9 +92,12 @@ def _plain(value: Any) -> Any:
 
 def _verdict(plan: Plan, sizes: Mapping[str, int], dense_form: bool, evaluation: Sequence[Mapping[str, Any]], done: bool) -> list[str]:
     changed = sum(j.state != "dense" for j in plan.jobs)
-    share = plan.after / plan.before
-    tense = "are" if done else "would be"
-    out = [f"{changed} of {len(plan.jobs)} targeted matrices {tense} stored as low-rank pairs, with {share:.1%} of their parameters."]
+    share = (plan.after if dense_form else sizes["targeted_after"]) / plan.before
+    if any(j.state == "undecided" for j in plan.jobs):
+        out = [f"{len(plan.jobs)} matrices are targeted; spectra will decide their ranks, and at most {share:.1%} of their parameters are kept."]
+    else:
+        tense = "are" if done else "would be"
+        out = [f"{changed} of {len(plan.jobs)} targeted matrices {tense} stored as low-rank pairs, and {share:.1%} of the targeted parameters are kept."]
     if dense_form:
         out.append("The pairs are multiplied back: the model loads anywhere and is as large as before.")
     else:
