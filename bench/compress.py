@@ -21,8 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import eckart as ek
 import torch
+
+import eckart as ek
 from eckart.axes import allocate, score
 from eckart.data import evaluate, load_texts
 from eckart.verbs.output import versions
@@ -110,7 +111,12 @@ def sweep(path: Path, names: list[str], calib: Any, measure: Any, max_length: in
             needs = recipe.needs()
             made = ek.compress(path, recipe, keep, calib=calib, stats=stats.get(needs), max_length=max_length, batch_size=16)
             stats[needs] = made.stats
-            row = {"recipe": name, "keep": keep, "stored": made.plan.after / made.plan.before, "dense": sum(j.state == "dense" for j in made.plan.jobs)}
+            row = {
+                "recipe": name,
+                "keep": keep,
+                "stored": made.plan.after / made.plan.before,
+                "dense": sum(j.state == "dense" for j in made.plan.jobs),
+            }
             row |= {"seconds": round(time.perf_counter() - began, 2), **measure(made.model)}
             rows.append(row)
             print(" ".join(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
@@ -124,7 +130,7 @@ def table(found: dict[str, Any]) -> str:
     names = [n for n in dict.fromkeys(r["recipe"] for r in found["rows"]) if n != "none"]
     best = {k: (max if key == "cosine" else min)(at[n, k] for n in names) for k in RATIOS}
     head = f"| recipe | {' | '.join(f'keep {k:g}' for k in RATIOS)} |\n|---|{'---|' * len(RATIOS)}\n"
-    cell = lambda n, k: f"**{at[n, k]:.3f}**" if at[n, k] == best[k] else f"{at[n, k]:.3f}"  # noqa: E731
+    cell = lambda n, k: f"**{at[n, k]:.3f}**" if at[n, k] == best[k] else f"{at[n, k]:.3f}"
     lines = [f"| {n} | {' | '.join(cell(n, k) for k in RATIOS)} |" for n in names]
     dense = f", {at['none', 1.0]:.3f} for the original" if ("none", 1.0) in at else ""
     title = f"### {found['model']}: {key.replace('_', ' ')} ({'higher' if key == 'cosine' else 'lower'} is better{dense})"

@@ -55,7 +55,7 @@ _WHERE = {
     "inspect": "verbs.inspect",
 }
 _WHERE |= dict.fromkeys(("allocate", "factor", "filter", "form", "metric", "roles", "score", "source", "target"), "axes")
-__all__ = [*_WHERE, "__version__"]
+__all__ = [*_WHERE, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,12 +13,19 @@ from cyclopts import App, CycloptsError, Parameter
 from . import __version__
 from .errors import EckartError, UsageError
 
-app = App(name="eckart", version=__version__, help="Read and shrink neural networks through the singular values of their weights.", help_format="plaintext")
+app = App(
+    name="eckart",
+    version=__version__,
+    help="Read and shrink neural networks through the singular values of their weights.",
+    help_format="plaintext",
+)
 app.register_install_completion_command(help="Install completion for your shell.")
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document and nothing else.")]
 Quiet = Annotated[bool, Parameter(name="--quiet", negative="", help="Print nothing but the result.")]
-Settings = Annotated[list[str] | None, Parameter(name="--set", negative="", help="axis.field=value, for instance budget.rank=8; may be repeated.")]
+Settings = Annotated[
+    list[str] | None, Parameter(name="--set", negative="", help="axis.field=value, for instance budget.rank=8; may be repeated.")
+]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -101,7 +108,9 @@ def show(name: str, /, *, as_json: Json = False) -> None:
         if as_json:
             _print_json(asdict(found))
             return
-        print(f"{found.name} ({found.kind})\n{found.title}, {found.paper}\n\n{found.summary}\n\nRun it: eckart inspect MODEL --measures {found.name}")
+        print(
+            f"{found.name} ({found.kind})\n{found.title}, {found.paper}\n\n{found.summary}\n\nRun it: eckart inspect MODEL --measures {found.name}"
+        )
         return
     import yaml
 
@@ -292,7 +301,12 @@ def verify(folder: Path, /, *, against: str | None = None, as_json: Json = False
 
 
 @app.command
-def demo(*, out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("eckart-demo"), overwrite: Annotated[bool, Parameter(negative="")] = False, as_json: Json = False) -> None:
+def demo(
+    *,
+    out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("eckart-demo"),
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    as_json: Json = False,
+) -> None:
     """Run the main job on the bundled model and write a report.
 
     Parameters
@@ -341,7 +355,7 @@ def _sentences(report: dict[str, Any]) -> None:
 def _layers_table(layers: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    names = list((layers[0].get("measures") or {})) if layers else []
+    names = list(layers[0].get("measures") or {}) if layers else []
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer", overflow="fold")
     table.add_column("shape", no_wrap=True)

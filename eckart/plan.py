@@ -111,7 +111,9 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """sha256 of everything that decides the result."""
-        text = json.dumps({"plan": self.to_dict() | {"stages": [[j.name, j.rank, j.algorithm, j.seed] for j in self.jobs]}}, sort_keys=True, default=str)
+        text = json.dumps(
+            {"plan": self.to_dict() | {"stages": [[j.name, j.rank, j.algorithm, j.seed] for j in self.jobs]}}, sort_keys=True, default=str
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     def decided(self, ranks: Mapping[str, int | None], costs: Mapping[str, Cost]) -> Plan:
@@ -172,7 +174,7 @@ def make_plan(
         rank = ranks.get(b.name)
         state = "undecided" if waves != "shape" else "dense" if rank is None else "factored"
         after = c.at(c.break_even if state == "undecided" else rank)
-        chosen = choose(*b.shape, rank or c.break_even or 1, dtype=COMPUTE, device=device, tol=1e-6)
+        chosen = choose(b.shape[0], b.shape[1], rank or c.break_even or 1, dtype=COMPUTE, device=device, tol=1e-6)
         exact = waves != "shape"
         seconds = 0.0 if exact or state == "dense" else chosen.seconds
         tensors = tuple(k for s in b.sites for k in s.tensors)
@@ -183,7 +185,7 @@ def make_plan(
     stages: list[Stage] = []
     if waves != "shape":
         wave = [
-            replace(j, algorithm="gram", seconds=choose(*j.shape, None, dtype=COMPUTE, device=device, tol=1e-6).seconds, after=j.before, bytes=0)
+            replace(j, algorithm="gram", seconds=choose(j.shape[0], j.shape[1], None, dtype=COMPUTE, device=device, tol=1e-6).seconds, after=j.before, bytes=0)
             for j in cut
         ]  # fmt: skip
         stages.append(Stage("spectra", tuple(wave)))
@@ -200,8 +202,12 @@ def _check_budget(recipe: Recipe, costs: Mapping[str, Cost]) -> None:
     if budget.kind == "rank" and isinstance(budget.value, int):
         largest = max(c.full for c in costs.values())
         if budget.value > largest:
-            raise UsageError(f"budget.rank: {budget.value} is above every target; the largest has min(out, in) = {largest}. Give a rank below it, or --keep.")
+            raise UsageError(
+                f"budget.rank: {budget.value} is above every target; the largest has min(out, in) = {largest}. Give a rank below it, or --keep."
+            )
     if budget.kind == "keep":
         least = sum(min(c.at(1), c.dense) for c in costs.values()) / sum(c.dense for c in costs.values())
         if budget.value < least:
-            raise UsageError(f"budget.keep: {budget.value:g} is out of reach; rank 1 everywhere already stores {least:.4f} of the targeted parameters.")
+            raise UsageError(
+                f"budget.keep: {budget.value:g} is out of reach; rank 1 everywhere already stores {least:.4f} of the targeted parameters."
+            )

@@ -62,10 +62,14 @@ def _foreign(known: dict[str, Entry]) -> dict[str, Entry]:
     out: dict[str, Entry] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
         if point.name in known or point.name in out:
-            raise UsageError(f"two systems are called {point.name!r}: {point.value} of {point.dist} and one that exists. Rename or uninstall one.")
+            raise UsageError(
+                f"two systems are called {point.name!r}: {point.value} of {point.dist} and one that exists. Rename or uninstall one."
+            )
         recipe: Recipe = import_module(point.value).RECIPE
         axes = {axis: value.kind for axis, value in recipe.axes().items()}
-        out[point.name] = Entry(point.name, "recipe", recipe.verb, recipe.title, recipe.paper, recipe.fidelity, recipe.differs, "", point.value, axes)
+        out[point.name] = Entry(
+            point.name, "recipe", recipe.verb, recipe.title, recipe.paper, recipe.fidelity, recipe.differs, "", point.value, axes
+        )
     return out
 
 

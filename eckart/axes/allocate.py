@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import ClassVar
 
 from ..errors import UsageError
@@ -29,7 +29,9 @@ def total_budget(costs: Costs, budget: Budget, who: str) -> int:
         wanted = budget.value if isinstance(budget.value, int) else round(budget.value * len(costs))
         mean = sum(c.per_rank for c in costs.values()) / len(costs)
         return round(wanted * mean)
-    raise UsageError(f"{who} takes budget.keep or budget.total_rank, found {budget.kind}. Set --keep, or choose another allocation (--set allocate.kind=uniform).")
+    raise UsageError(
+        f"{who} takes budget.keep or budget.total_rank, found {budget.kind}. Set --keep, or choose another allocation (--set allocate.kind=uniform)."
+    )
 
 
 def bounded(rank: int, cost: Cost) -> int | None:
@@ -170,7 +172,7 @@ class WaterFill(Choice):
             ranks: list[int | None] = [*range(1, cost.break_even + 1), None]
             points[n] = [(cost.at(r), tails[n][r] if r is not None else 0.0) for r in ranks]
             corners = hull(points[n])
-            for a, b in zip(corners, corners[1:], strict=False):
+            for a, b in pairwise(corners):
                 (x0, y0), (x1, y1) = points[n][a], points[n][b]
                 steps.append(((y0 - y1) / (x1 - x0), n, b))
         at = dict.fromkeys(names, 0)

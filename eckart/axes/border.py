@@ -64,14 +64,18 @@ def _choice(axis: str, data: Any, where: str) -> Choice:
         raise UsageError(f"{where}: expected a mapping with `kind:` (one of {', '.join(sorted(kinds))}), found {data!r}.")
     cls = kinds.get(str(data["kind"]))
     if cls is None:
-        raise UsageError(f"{where}.kind: no {axis} is called {data['kind']!r}.{did_you_mean(str(data['kind']), kinds)} There are: {', '.join(sorted(kinds))}.")
+        raise UsageError(
+            f"{where}.kind: no {axis} is called {data['kind']!r}.{did_you_mean(str(data['kind']), kinds)} There are: {', '.join(sorted(kinds))}."
+        )
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     given: dict[str, Any] = {}
     for key, value in data.items():
         if key == "kind":
             continue
         if key not in fields:
-            raise UsageError(f"{where}.{key}: {axis}={cls.kind} has no such field.{did_you_mean(key, fields)} It has: {', '.join(fields) or 'none'}.")
+            raise UsageError(
+                f"{where}.{key}: {axis}={cls.kind} has no such field.{did_you_mean(key, fields)} It has: {', '.join(fields) or 'none'}."
+            )
         nested = isinstance(value, Mapping) and "kind" in value
         given[key] = _choice(axis, value, f"{where}.{key}") if nested else value
     return _validate(cls, given, where)
@@ -134,7 +138,8 @@ def from_dict(data: Mapping[str, Any]) -> Recipe:
     for key in ("name", "verb"):
         if not isinstance(given.get(key), str):
             raise UsageError(f"{key}: a recipe needs it.")
-    return Recipe(**{"paper": "", **given})
+    given.setdefault("paper", "")
+    return Recipe(**given)
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -185,7 +190,9 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
             data["budget"] = {keys[1]: value}
             continue
         if keys[0] not in AXES and keys[0] not in ("roles", "train"):
-            raise UsageError(f"--set {setting}: there is no axis {keys[0]!r}.{did_you_mean(keys[0], AXES)} There are: {', '.join(AXES)}, budget, roles, train.")
+            raise UsageError(
+                f"--set {setting}: there is no axis {keys[0]!r}.{did_you_mean(keys[0], AXES)} There are: {', '.join(AXES)}, budget, roles, train."
+            )
         node = data.setdefault(keys[0], {})
         for key in keys[1:-1]:
             if not isinstance(node.get(key), dict):

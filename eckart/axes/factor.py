@@ -30,5 +30,6 @@ class SVD(Choice):
         from ..linalg import weighted
 
         best = weighted.solve(op, *sides, rank=cap, method=algorithm, certify=self.certify, seed=seed)
-        facts = best.factors.certificate.as_dict() | {"total": best.total, **best.record}
+        certificate = best.factors.certificate
+        facts = (certificate.as_dict() if certificate is not None else {}) | {"total": best.total, **best.record}
         return Parts(best.left, best.right, best.spectrum, facts)

@@ -91,7 +91,10 @@ class Pair(Choice):
         if self.layout == "dense":
             out = {site.tensors[0]: (site.dtype, (n, m) if site.view == "transposed" else (m, n))}
             return out | ({site.bias or f"{base}.bias": (site.dtype, (m,))} if has_bias else {})
-        out = {f"{base}.down.weight": (site.dtype, (rank, n)), f"{base}.up.weight": (site.dtype, (m, rank))}
+        out: dict[str, tuple[str, tuple[int, ...]]] = {
+            f"{base}.down.weight": (site.dtype, (rank, n)),
+            f"{base}.up.weight": (site.dtype, (m, rank)),
+        }
         if has_bias:
             out[f"{base}.up.bias"] = (site.dtype, (m,))
         return out | {f"{base}.weight": (site.dtype, (1,))}

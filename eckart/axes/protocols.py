@@ -145,7 +145,9 @@ class Budget:
 
         given = {k: v for k, v in self.__dict__.items() if v is not None}
         if len(given) > 1:
-            raise UsageError(f"budget: exactly one of keep, rank, total_rank, energy, error, threshold may be set, found {', '.join(given)}.")
+            raise UsageError(
+                f"budget: exactly one of keep, rank, total_rank, energy, error, threshold may be set, found {', '.join(given)}."
+            )
         for name, value in given.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise UsageError(f"budget.{name}: expected a number, found {value!r}.")

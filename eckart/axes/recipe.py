@@ -77,10 +77,14 @@ class Recipe:
             if getattr(value, "axis", axis) != axis:
                 raise UsageError(f"{self.name}: {axis} got {value!r}, which belongs to the axis {value.axis}.")
             for tag in sorted(value.takes - gives):
-                raise UsageError(f"{self.name}: {axis}={value.kind} needs {tag!r}, which no other axis of this recipe gives. {_givers(tag)}")
+                raise UsageError(
+                    f"{self.name}: {axis}={value.kind} needs {tag!r}, which no other axis of this recipe gives. {_givers(tag)}"
+                )
         for part in self.roles:
             if part not in self.form.parts:
-                raise UsageError(f"{self.name}: roles names {part!r}, but form={self.form.kind} has the parts {', '.join(self.form.parts)}.")
+                raise UsageError(
+                    f"{self.name}: roles names {part!r}, but form={self.form.kind} has the parts {', '.join(self.form.parts)}."
+                )
         if self.fidelity != "exact" and not self.differs:
             raise UsageError(f"{self.name}: fidelity={self.fidelity} wants a sentence in `differs`.")
 

@@ -56,7 +56,9 @@ def _finite(op: Tensor, bundle: Bundle) -> Tensor:
     bad = int((~torch.isfinite(op)).sum())
     if bad:
         keys = ", ".join(k for s in bundle.sites for k in s.tensors)
-        raise Refused(f"{keys}: {bad} of {op.numel()} values are NaN or Inf; nothing can be factorised. Repair or re-download the checkpoint.")
+        raise Refused(
+            f"{keys}: {bad} of {op.numel()} values are NaN or Inf; nothing can be factorised. Repair or re-download the checkpoint."
+        )
     return op
 
 
@@ -86,10 +88,9 @@ def solve(
     if not 1 <= rank <= full:
         raise Refused(f"{bundle.name}: rank {rank} is outside 1..{full}, its shape being {bundle.shape}.")
 
-    def once(op: Any, found: Parts | None = None) -> Edits:
+    def once(op: Any, known: Parts | None = None) -> Edits:
         cap = full if recipe.form.uses_rest else recipe.filter.cap(rank, full)
-        if found is None:
-            found = recipe.factor.factorise(_finite(op, bundle), recipe.metric.sides(bundle, stats), cap, algorithm, seed)
+        found: Parts = known or recipe.factor.factorise(_finite(op, bundle), recipe.metric.sides(bundle, stats), cap, algorithm, seed)
         kept, rest = recipe.filter.split(found, rank)
         mean = recipe.metric.repair(bundle, stats)
         if mean is not None:
@@ -97,7 +98,9 @@ def solve(
             old = bundle.site.bias
             kept = replace(kept, bias=lost + (read_bias(old).to(mean.dtype) if old else 0))
         edits = recipe.form.build(kept, rest, bundle, read_bias, seed)
-        return replace(edits, record={"rank": rank, **_losses(found, rank, full), **thin(found.spectrum), "certificate": dict(found.certificate)})
+        return replace(
+            edits, record={"rank": rank, **_losses(found, rank, full), **thin(found.spectrum), "certificate": dict(found.certificate)}
+        )
 
     op = recipe.source.operator(bundle, read, stats)
     edits = once(op, parts)

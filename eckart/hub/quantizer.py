@@ -11,9 +11,9 @@ from transformers.quantizers.base import HfQuantizer
 
 from ..errors import Refused
 from ..nn import LowRankLinear
+from ..nn.surgery import dense_shape, replace_linear, restore_dense
 from .config import METHOD, EckartConfig, check
 from .skeleton import skeleton
-from ..nn.surgery import dense_shape, replace_linear, restore_dense
 
 
 class EckartQuantizer(HfQuantizer):

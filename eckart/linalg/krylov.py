@@ -94,7 +94,7 @@ class Lanczos:
         self.passes += 2
         recent = self.Q[max(0, low - self.block) : high]
         product = product - (product @ recent.T) @ recent  # the three-term recurrence; older blocks are met after scaling
-        floor = 2 * eps * self.norm * float(torch.linalg.vector_norm(images, dim=1).max())  # rounding of the products
+        floor = 16 * eps * self.norm * float(torch.linalg.vector_norm(images, dim=1).max())  # rounding of the products
         found, self.coupling = whiten(product, floor)
         self.next = self._against(found)
         if self.next.shape[0] < high - low:

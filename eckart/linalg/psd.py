@@ -36,7 +36,7 @@ def eigh_psd(matrix: Tensor, name: str = "matrix") -> tuple[Tensor, Tensor]:
         raise Refused(f"{name}: holds NaN or Inf; a Gram matrix must be finite. Check the calibration data and the model's dtype.")
     try:
         values, vectors = torch.linalg.eigh(work)
-    except torch.linalg.LinAlgError:  # a device driver may give up where LAPACK on the host does not
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]  # a device driver may give up where LAPACK on the host does not
         values, vectors = (t.to(work.device) for t in torch.linalg.eigh(work.cpu()))
     return values.flip(0).clamp_min(0), vectors.flip(1)
 

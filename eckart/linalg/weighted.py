@@ -63,7 +63,9 @@ def roots(matrix: Tensor, out: Weight | None, into: Weight | None) -> tuple[Root
 
     for side, size in ((out, matrix.shape[0]), (into, matrix.shape[1])):
         if side is not None and side.matrix.shape[0] != size:
-            raise Refused(f"{side.name}: the metric has size {side.matrix.shape[0]}, the matrix {tuple(matrix.shape)} wants {size} on that side.")
+            raise Refused(
+                f"{side.name}: the metric has size {side.matrix.shape[0]}, the matrix {tuple(matrix.shape)} wants {size} on that side."
+            )
     return (root(out) if out is not None else None, root(into) if into is not None else None)
 
 
@@ -111,7 +113,9 @@ def solve(
     elif si is None:
         left, right = work @ v, v.T
     elif min(so.condition, si.condition) == float("inf"):
-        raise Refused(f"{name}: both metrics are singular, so the two-sided problem has no unique answer; set a positive clamp on one of them (metric.out.clamp=1e-4).")
+        raise Refused(
+            f"{name}: both metrics are singular, so the two-sided problem has no unique answer; set a positive clamp on one of them (metric.out.clamp=1e-4)."
+        )
     elif so.condition <= si.condition:
         left, right = so.solve(u), u.T @ so.apply(work)
         record |= {"inverted": "out", "condition": so.condition}

@@ -33,7 +33,9 @@ class Seen:
     parts: Parts | None
 
 
-def decide(plan: Plan, costs: Mapping[str, Cost], bundles: Sequence[Bundle], context: Context, engine: Engine) -> tuple[Plan, dict[str, Seen]]:
+def decide(
+    plan: Plan, costs: Mapping[str, Cost], bundles: Sequence[Bundle], context: Context, engine: Engine
+) -> tuple[Plan, dict[str, Seen]]:
     """Wave one and the allocation. A plan whose ranks follow from shapes is returned as it is."""
     if plan.decides == "shape":
         return plan, {}
@@ -55,7 +57,9 @@ def decide(plan: Plan, costs: Mapping[str, Cost], bundles: Sequence[Bundle], con
     return plan.decided(ranks, costs), seen
 
 
-def cut(plan: Plan, bundles: Sequence[Bundle], context: Context, seen: Mapping[str, Seen], engine: Engine, skip: frozenset[str] = frozenset()) -> Iterator[tuple[Job, Edits]]:
+def cut(
+    plan: Plan, bundles: Sequence[Bundle], context: Context, seen: Mapping[str, Seen], engine: Engine, skip: frozenset[str] = frozenset()
+) -> Iterator[tuple[Job, Edits]]:
     """The edits of every bundle that is factored, as they are ready; `skip` names those that an earlier run has stored."""
     by_name = {b.name: b for b in bundles}
     todo = [j for j in plan.jobs if j.state == "factored" and j.name not in skip]
@@ -64,7 +68,16 @@ def cut(plan: Plan, bundles: Sequence[Bundle], context: Context, seen: Mapping[s
         assert job.rank is not None
         earlier = seen.get(job.name)
         parts = earlier.parts if earlier else None
-        return job, solve(context.recipe, by_name[job.name], context.read, context.read_bias, context.stats, rank=job.rank, algorithm=job.algorithm, seed=job.seed, parts=parts)
+        return job, solve(
+            context.recipe,
+            by_name[job.name],
+            context.read,
+            context.read_bias,
+            context.stats,
+            rank=job.rank,
+            algorithm=job.algorithm,
+            seed=job.seed,
+            parts=parts,
+        )
 
     yield from track(engine.run(one, todo), "factorising", len(todo))
-

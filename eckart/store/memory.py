@@ -31,15 +31,13 @@ class Memory:
         (2, 3)
     """
 
-    left_behind: Mapping[str, str] = MappingProxyType({})
-
     def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, id: str = "memory") -> None:
         self.config = dict(config or {})
         self.id = id
         self._tensors: dict[str, Tensor] = {}
         seen: set[tuple[int, int, tuple[int, ...]]] = set()
         for name, tensor in tensors.items():
-            place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
+            place = (tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tuple(int(n) for n in tensor.shape))
             if tensor.numel() and place in seen:
                 continue
             seen.add(place)
@@ -52,6 +50,9 @@ class Memory:
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
     def __len__(self) -> int:
         return len(self._tensors)
 
@@ -60,6 +61,11 @@ class Memory:
         tensor = self.read(name)
         kind = dtypes.name_of(tensor.dtype)
         return TensorInfo(name, kind, tuple(tensor.shape), dtypes.nbytes(kind, tensor.shape), "memory", 0)
+
+    @property
+    def left_behind(self) -> Mapping[str, str]:
+        """No file is left behind."""
+        return MappingProxyType({})
 
     @property
     def nbytes(self) -> int:
@@ -78,9 +84,13 @@ class Memory:
         for at in range(0, len(data), chunk):
             yield bytes(data[at : at + chunk])
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """sha256 over names, types, shapes and all bytes."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(b"eckart memory 1\n")
         for name in self.keys():
             info = self.info(name)

@@ -49,7 +49,9 @@ def load_calibration(calib: Any, needs: frozenset[Stat], recipe: str) -> Any:
     if calib is None:
         if needs:
             what = ", ".join(sorted({f"{s.kind} ({s.via})" for s in needs}))
-            raise UsageError(f"{recipe} measures {what} on calibration text, and there is none. Give --calib FILE (calib=...), or use --recipe svd, which needs no data.")
+            raise UsageError(
+                f"{recipe} measures {what} on calibration text, and there is none. Give --calib FILE (calib=...), or use --recipe svd, which needs no data."
+            )
         return None
     return list(calib) if is_tensors(calib) else load_texts(calib)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..axes import Budget, Recipe
-from ..axes.border import override, to_yaml
+from ..axes.border import override
 from ..axes.protocols import Bundle, Cost, Edits
 from ..data import load_texts
 from ..engine import Local
@@ -19,7 +19,7 @@ from ..errors import Refused, UsageError
 from ..plan import Job, Plan, bundles_of, make_plan
 from ..progress import track
 from ..registry import get_recipe
-from ..runners.whole import Context, Seen, cut, decide
+from ..runners.whole import Context, cut, decide
 from ..store import check_output
 from .calibrate import MAX_STATS, Calibration, is_tensors, load_calibration, measure
 from .host import Host, open_host
@@ -191,7 +191,9 @@ def _plan(host: Host, rec: Recipe, seed: int) -> tuple[Plan, dict[str, Cost], li
     sites, skipped = rec.target.sites(host.catalogue)
     missing = {n: why for n, why in host.catalogue.notes.items() if "checkpoint" in why}
     for name, why in missing.items():
-        raise Refused(f"{host.name}: the weight of {name} is unusable: {why}. The checkpoint is incomplete or belongs to another model; get it again.")
+        raise Refused(
+            f"{host.name}: the weight of {name} is unusable: {why}. The checkpoint is incomplete or belongs to another model; get it again."
+        )
     bundles = bundles_of(rec, sites)
     plan, costs = make_plan(rec, bundles, model=host.name, source=host.reader.fingerprint, seed=seed, skipped=skipped)
     return plan, costs, bundles
@@ -206,7 +208,9 @@ def _refuse_damage(host: Host, bundles: Sequence[Bundle]) -> None:
             value = host.reader.read(key)
             bad = int((~torch.isfinite(value)).sum())
             if bad:
-                raise Refused(f"{key}: {bad} of {value.numel()} values are NaN or Inf. Nothing was written; repair or re-download {host.name}.")
+                raise Refused(
+                    f"{key}: {bad} of {value.numel()} values are NaN or Inf. Nothing was written; repair or re-download {host.name}."
+                )
 
 
 class _NoStats:
@@ -223,8 +227,12 @@ def _copy(host: Host) -> nn.Module:
 
 def _mark(model: nn.Module, rec: Recipe, plan: Plan) -> None:
     """Tell transformers what the model now is, so that plain `save_pretrained` works."""
-    if rec.form.layout == "factored" and hasattr(model, "config") and hasattr(model, "save_pretrained") and any(j.state == "factored" for j in plan.jobs):
+    if (
+        rec.form.layout == "factored"
+        and hasattr(model, "config")
+        and hasattr(model, "save_pretrained")
+        and any(j.state == "factored" for j in plan.jobs)
+    ):
         from .host import attach
 
         attach(model, recipe=rec.name)
-

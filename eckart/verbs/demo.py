@@ -65,10 +65,25 @@ def demo(out: str | Path, *, overwrite: bool = False, prompt: str = "def read_fi
             stats[recipe] = made.stats
             after = evaluate(made.path or made.model, heldout, tokenizer=tokenizer)["model"]
             sizes = made.report["sizes"]
-            rows.append([recipe, keep, sizes["total_after"] / sizes["total_before"], after["bits_per_byte"], after["perplexity"], where.name if where else "in memory"])
+            rows.append(
+                [
+                    recipe,
+                    keep,
+                    sizes["total_after"] / sizes["total_before"],
+                    after["bits_per_byte"],
+                    after["perplexity"],
+                    where.name if where else "in memory",
+                ]
+            )
             points.append([keep, after["bits_per_byte"]])
             if recipe == BEST and keep == RATIOS[0]:
-                last = {"layers": made.report["layers"], "recipe": made.report["recipe"], "sizes": sizes, "form": "factored", "after": after}
+                last = {
+                    "layers": made.report["layers"],
+                    "recipe": made.report["recipe"],
+                    "sizes": sizes,
+                    "form": "factored",
+                    "after": after,
+                }
         series.append({"name": recipe, "points": points})
     text = continuation(target / f"{BEST}-{RATIOS[0]:g}", prompt)
     report = {
@@ -91,7 +106,7 @@ def continuation(folder: Path, prompt: str, tokens: int = 48) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(prompt, return_tensors="pt")
     with torch.no_grad():

@@ -37,7 +37,7 @@ def evaluate(
         Refused: unreadable texts or model.
     """
     host = open_host(model, tokenizer, device)
-    found = load_texts(texts)
+    found: Any = load_texts(texts)
     name = Path(texts).name if isinstance(texts, str | Path) else f"{len(found)} texts"
     tok = host.tokenizer()
     live = host.live()
@@ -47,7 +47,9 @@ def evaluate(
         before = measures.causal(other, tok, found, context=context, batch_size=batch_size) if other is not None else None
         return {"kind": "causal", "model": after, "against": before, "rows": causal_rows(before, after, name)}
     if other is None:
-        raise UsageError(f"{host.name} is an encoder: embedding fidelity compares it with the original. Give --against ORIGINAL (against=...).")
+        raise UsageError(
+            f"{host.name} is an encoder: embedding fidelity compares it with the original. Give --against ORIGINAL (against=...)."
+        )
     a = measures.embed(other, tok, found, max_length=max_length)
     b = measures.embed(live, tok, found, max_length=max_length)
     after = measures.embeddings(a, b)
@@ -58,10 +60,20 @@ def causal_rows(before: dict[str, Any] | None, after: dict[str, Any], name: str)
     """Rows of the before/after table of a causal model."""
     how = f"{'BOS' if after['bos'] else 'no BOS'}, context {after['context']}, {after['tokens']:,} tokens"
     words = (("bits_per_byte", "bits per byte"), ("perplexity", "perplexity per token"))
-    return [{"metric": w, "before": before[k] if before else None, "after": after[k], "better": "lower", "text": name, "note": how} for k, w in words]
+    return [
+        {"metric": w, "before": before[k] if before else None, "after": after[k], "better": "lower", "text": name, "note": how}
+        for k, w in words
+    ]
 
 
 def embedding_rows(after: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """Rows of the before/after table of an encoder; the original agrees with itself."""
-    words = (("cosine", "mean cosine to the original"), ("cosine_p05", "5% quantile of that cosine"), ("nearest_neighbour", "nearest-neighbour agreement"))
-    return [{"metric": w, "before": 1.0, "after": after[k], "better": "higher", "text": name, "note": f"{after['texts']} texts"} for k, w in words]
+    words = (
+        ("cosine", "mean cosine to the original"),
+        ("cosine_p05", "5% quantile of that cosine"),
+        ("nearest_neighbour", "nearest-neighbour agreement"),
+    )
+    return [
+        {"metric": w, "before": 1.0, "after": after[k], "better": "higher", "text": name, "note": f"{after['texts']} texts"}
+        for k, w in words
+    ]

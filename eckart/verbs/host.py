@@ -53,7 +53,7 @@ class Host:
 
     def parameters(self) -> int:
         """Numbers in all tensors."""
-        return sum(prod(self.reader.info(k).shape) for k in self.reader.keys())
+        return sum(prod(self.reader.info(k).shape) for k in self.reader)
 
 
 class FolderHost(Host):
@@ -121,7 +121,9 @@ class ModuleHost(Host):
         if self._tokenizer is None:
             name = getattr(getattr(self._model, "config", None), "_name_or_path", "")
             if not name:
-                raise UsageError("the text needs a tokenizer, and the model in memory knows none. Pass tokenizer=..., or lists of token ids.")
+                raise UsageError(
+                    "the text needs a tokenizer, and the model in memory knows none. Pass tokenizer=..., or lists of token ids."
+                )
             from ..hub.load import load_tokenizer
 
             self._tokenizer = load_tokenizer(name)
@@ -132,7 +134,8 @@ class ModuleHost(Host):
         import tempfile
 
         out: dict[str, bytes | Path] = {}
-        for part in (self._tokenizer, getattr(self._model, "generation_config", None)):
+        parts: tuple[Any, ...] = (self._tokenizer, getattr(self._model, "generation_config", None))
+        for part in parts:
             if hasattr(part, "save_pretrained"):
                 with tempfile.TemporaryDirectory() as folder:
                     part.save_pretrained(folder)

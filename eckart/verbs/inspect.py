@@ -107,7 +107,9 @@ def _layer(site: Site, records: Sequence[Record], note: str) -> dict[str, Any]:
             row |= record.value
         elif record.measure == "energy_ranks":
             shares = record.settings["shares"]
-            numbers |= {f"rank at {share:.0%} energy": value for share, value in zip(shares, record.value or [None] * len(shares), strict=True)}
+            numbers |= {
+                f"rank at {share:.0%} energy": value for share, value in zip(shares, record.value or [None] * len(shares), strict=True)
+            }
         elif record.measure != "spectrum":
             numbers[record.measure.replace("_", " ")] = record.value
     return row | {"measures": numbers or None}
@@ -115,11 +117,15 @@ def _layer(site: Site, records: Sequence[Record], note: str) -> dict[str, Any]:
 
 def _report(host: Host, layers: list[dict[str, Any]], warnings: list[str], names: Sequence[str]) -> dict[str, Any]:
     verdict = [f"{len(layers)} linear matrices hold {sum(x['params_before'] for x in layers):,} of {host.parameters():,} parameters."]
-    shares = [(x["measures"]["effective rank"] / min(x["shape"]), x["name"]) for x in layers if (x.get("measures") or {}).get("effective rank")]
+    shares = [
+        (x["measures"]["effective rank"] / min(x["shape"]), x["name"]) for x in layers if (x.get("measures") or {}).get("effective rank")
+    ]
     if shares:
         low, high = min(shares), max(shares)
         verdict.append(f"Effective rank, as a share of the largest possible: from {low[0]:.2f} ({low[1]}) to {high[0]:.2f} ({high[1]}).")
-        verdict.append("Spectra of weights alone do not say what a cut costs: inputs decide. `eckart compress --dry-run=spectra` with calibration text does.")
+        verdict.append(
+            "Spectra of weights alone do not say what a cut costs: inputs decide. `eckart compress --dry-run=spectra` with calibration text does."
+        )
     notes = [{"title": e.title, "text": e.summary, "href": _link(e.paper)} for e in list_entries("measure") if e.name in names]
     return {
         "format": 1, "kind": "inspect", "title": f"{host.name} · spectra", "verdict": verdict,

@@ -43,8 +43,8 @@ def apply_edits(model: nn.Module, job: Job, edits: Edits) -> None:
     """Put the tensors of one job into a model in memory."""
     import torch
 
-    from ..nn.surgery import replace_linear
     from ..nn import LowRankLinear
+    from ..nn.surgery import replace_linear
 
     device = next(model.parameters()).device
     tensors = {k: v.to(device) for k, v in edits.tensors.items()}
@@ -96,7 +96,7 @@ def lay_out_folder(reader: Any, recipe: Recipe, plan: Plan, bundles: Sequence[Bu
     rows: list[Row] = []
     copies: list[str] = []
     by_weight = {b.site.tensors[0]: b.site for b in bundles}
-    for key in reader.keys():
+    for key in reader:
         if key in new:
             sources = [k for k in (key, by_weight[key].bias) if k and not gone.get(k)]
             specs += new[key]
@@ -143,7 +143,12 @@ def write_folder(
     from ..report.html import render, to_json
 
     folder = lay_out_folder(host.reader, recipe, plan, bundles)
-    identity = {"plan": plan.fingerprint, "source": host.reader.fingerprint, "statistics": data, "versions": json.dumps(versions(), sort_keys=True)}
+    identity = {
+        "plan": plan.fingerprint,
+        "source": host.reader.fingerprint,
+        "statistics": data,
+        "versions": json.dumps(versions(), sort_keys=True),
+    }
     with Writer(out, folder.specs, fingerprint=identity, overwrite=overwrite, max_shard_bytes=max_shard_bytes) as writer:
         for key in track(folder.copied, "copying"):
             if f"copy {key}" not in writer.done:
@@ -155,8 +160,15 @@ def write_folder(
         config = dict(host.reader.config)
         if recipe.form.layout == "factored" and any(j.state == "factored" for j in plan.jobs):
             config["quantization_config"] = quantization_config(recipe, plan.jobs, bundles)
-        side = host.side_files() | {"eckart.yaml": to_yaml(recipe).encode(), "report.json": to_json(lasting).encode(), "README.md": model_card(lasting).encode()}
-        notes = {"run.json": (json.dumps({"timings": report.get("timings", {})}, indent=1) + "\n").encode(), "report.html": render(report).encode()}
+        side = host.side_files() | {
+            "eckart.yaml": to_yaml(recipe).encode(),
+            "report.json": to_json(lasting).encode(),
+            "README.md": model_card(lasting).encode(),
+        }
+        notes = {
+            "run.json": (json.dumps({"timings": report.get("timings", {})}, indent=1) + "\n").encode(),
+            "report.html": render(report).encode(),
+        }
         manifest = account(host.reader, folder.rows, recipe=to_dict(recipe), seed=plan.seed, versions=versions())
         writer.commit(config, manifest, side, notes)
     return report

@@ -35,7 +35,9 @@ def compress_report(
         "total_before": total,
         "total_after": total - plan.before + stored,
         "bytes_before": size,
-        "bytes_after": size if dense_form else round(size - (plan.before - after) * sum(width[j.name] * j.before for j in plan.jobs) / plan.before),
+        "bytes_after": size
+        if dense_form
+        else round(size - (plan.before - after) * sum(width[j.name] * j.before for j in plan.jobs) / plan.before),
     }
     report: dict[str, Any] = {
         "format": 1,
@@ -67,7 +69,11 @@ def _layer(job: Job, site: Site, record: Mapping[str, Any]) -> dict[str, Any]:
     if job.state == "undecided":
         row |= {"rank": job.cap, "reason": f"not decided yet: at most {job.cap}"}
     if record.get("spectrum"):
-        row |= {"spectrum": list(record["spectrum"]), "spectrum_at": list(record["spectrum_at"]), "energy": 1 - record["relative_error"] ** 2}
+        row |= {
+            "spectrum": list(record["spectrum"]),
+            "spectrum_at": list(record["spectrum_at"]),
+            "energy": 1 - record["relative_error"] ** 2,
+        }
     return row
 
 
@@ -94,10 +100,14 @@ def _verdict(plan: Plan, sizes: Mapping[str, int], dense_form: bool, evaluation:
     changed = sum(j.state != "dense" for j in plan.jobs)
     share = (plan.after if dense_form else sizes["targeted_after"]) / plan.before
     if any(j.state == "undecided" for j in plan.jobs):
-        out = [f"{len(plan.jobs)} matrices are targeted; spectra will decide their ranks, and at most {share:.1%} of their parameters are kept."]
+        out = [
+            f"{len(plan.jobs)} matrices are targeted; spectra will decide their ranks, and at most {share:.1%} of their parameters are kept."
+        ]
     else:
         tense = "are" if done else "would be"
-        out = [f"{changed} of {len(plan.jobs)} targeted matrices {tense} stored as low-rank pairs, and {share:.1%} of the targeted parameters are kept."]
+        out = [
+            f"{changed} of {len(plan.jobs)} targeted matrices {tense} stored as low-rank pairs, and {share:.1%} of the targeted parameters are kept."
+        ]
     if dense_form:
         out.append("The pairs are multiplied back: the model loads anywhere and is as large as before.")
     else:

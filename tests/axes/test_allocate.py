@@ -1,9 +1,10 @@
 """Allocations against brute force over every combination of ranks."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
+
 from eckart.axes.allocate import Level, SameEnergy, Uniform, WaterFill, hull
 from eckart.axes.protocols import Budget, Cost
 from eckart.errors import UsageError
@@ -48,7 +49,7 @@ def test_water_filling_is_near_the_brute_force_optimum(seed: int, keep: float) -
         options = [*range(1, c.break_even + 1), None]
         points = [(c.at(r), 0.0 if r is None else sum(curves[n][r:])) for r in options]
         corners = hull(points)
-        widest = max(widest, *(points[b][0] - points[a][0] for a, b in zip(corners, corners[1:], strict=False)))
+        widest = max(widest, *(points[b][0] - points[a][0] for a, b in pairwise(corners)))
     assert brute(curves, costs, limit) - 1e-12 <= loss_of(curves, ranks) <= brute(curves, costs, limit - widest) + 1e-12
 
 

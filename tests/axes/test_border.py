@@ -1,6 +1,7 @@
 """Recipes to text and back, and every way to get it wrong."""
 
 import pytest
+
 from eckart.axes import Budget, Recipe, allocate, metric, score, source
 from eckart.axes.border import from_dict, from_yaml, override, to_yaml
 from eckart.errors import UsageError
@@ -9,12 +10,16 @@ BASE = Recipe(name="base", verb="compress", paper="-")
 
 
 def test_round_trip_keeps_nested_choices() -> None:
-    recipe = BASE.with_(metric=metric.Both(into=metric.InputScale(of="rms"), out=metric.GradGram(clamp=1e-2)), allocate=allocate.WaterFill(), budget=Budget(rank=0.5))
+    recipe = BASE.with_(
+        metric=metric.Both(into=metric.InputScale(of="rms"), out=metric.GradGram(clamp=1e-2)),
+        allocate=allocate.WaterFill(),
+        budget=Budget(rank=0.5),
+    )
     assert from_yaml(to_yaml(recipe)) == recipe
 
 
 def test_override_reaches_nested_fields() -> None:
-    changed = override(BASE, ["metric.kind=both", "metric.out={\"kind\": \"grad_gram\"}", "metric.out.clamp=0.5", "budget.rank=8"])
+    changed = override(BASE, ["metric.kind=both", 'metric.out={"kind": "grad_gram"}', "metric.out.clamp=0.5", "budget.rank=8"])
     assert changed.metric == metric.Both(out=metric.GradGram(clamp=0.5))
     assert changed.budget == Budget(rank=8)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+
 from eckart.axes import Budget, Bundle, Recipe, Site, form, metric
 from eckart.axes.form import balance
 from eckart.axes.solve import cost, solve, spectrum
@@ -15,7 +16,9 @@ BUNDLE = Bundle("layer", (SITE,))
 G = torch.Generator().manual_seed(0)
 W = torch.randn(24, 32, generator=G)
 B = torch.randn(24, generator=G)
-X = torch.randn(400, 32, generator=G, dtype=torch.float64) @ torch.randn(32, 32, generator=G, dtype=torch.float64) + torch.randn(32, generator=G, dtype=torch.float64)
+X = torch.randn(400, 32, generator=G, dtype=torch.float64) @ torch.randn(32, 32, generator=G, dtype=torch.float64) + torch.randn(
+    32, generator=G, dtype=torch.float64
+)
 D = torch.randn(400, 24, generator=G, dtype=torch.float64) * torch.logspace(0, -1, 24, dtype=torch.float64)  # gradients at the output
 
 

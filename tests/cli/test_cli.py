@@ -64,7 +64,9 @@ def test_compress_eval_verify_inspect_on_the_bundled_model(capsys, lm_folder, tm
     code, _, err = run(capsys, "verify", str(out))
     assert code == 3
     assert "not as recorded" in err
-    records = json.loads(run(capsys, "inspect", str(lm_folder), "--measures", "stable_rank,energy_ranks", "--only", "layers.0", "--json")[1])
+    records = json.loads(
+        run(capsys, "inspect", str(lm_folder), "--measures", "stable_rank,energy_ranks", "--only", "layers.0", "--json")[1]
+    )
     assert len(records) == 14
     assert all(r["valid"] for r in records)
 

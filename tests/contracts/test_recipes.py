@@ -5,6 +5,7 @@ from importlib import resources
 
 import pytest
 import torch
+
 from eckart.axes import Budget, Bundle, Site, metric
 from eckart.axes.border import from_yaml, to_dict, to_yaml
 from eckart.axes.solve import cost, solve
@@ -52,7 +53,16 @@ def site(m: int, n: int, dtype: str = "F32", bias: bool = True) -> Site:
 
 def run(recipe, m, n, rank, weight=None, dtype="F32", seed=0):
     w = torch.randn(m, n, generator=torch.Generator().manual_seed(3)) if weight is None else weight
-    return w, solve(recipe, Bundle("layer", (site(m, n, dtype),)), lambda s: w, lambda k: torch.ones(m), Declared(recipe), rank=rank, algorithm="auto", seed=seed)
+    return w, solve(
+        recipe,
+        Bundle("layer", (site(m, n, dtype),)),
+        lambda s: w,
+        lambda k: torch.ones(m),
+        Declared(recipe),
+        rank=rank,
+        algorithm="auto",
+        seed=seed,
+    )
 
 
 def dense(edits):
@@ -143,7 +153,9 @@ def test_allocation_meets_the_budget_and_leaves_nothing_without_a_rank(name) -> 
     g = torch.Generator().manual_seed(0)
     bundles = {f"l{i}": Bundle(f"l{i}", (Site(f"l{i}", s, (f"l{i}.weight",), bias=f"l{i}.bias"),)) for i, s in enumerate(SHAPES * 3)}
     costs = {k: cost(recipe, b) for k, b in bundles.items()}
-    spectra = {k: torch.linspace(1, 0.05, c.full, dtype=torch.float64) ** (1 + 3 * torch.rand(1, generator=g).double()) for k, c in costs.items()}
+    spectra = {
+        k: torch.linspace(1, 0.05, c.full, dtype=torch.float64) ** (1 + 3 * torch.rand(1, generator=g).double()) for k, c in costs.items()
+    }
     ranks = recipe.allocate({k: recipe.score.curve(bundles[k], s, None) for k, s in spectra.items()}, costs, recipe.budget)
     assert ranks.keys() == costs.keys()
     assert sum(costs[k].at(r) for k, r in ranks.items()) <= 0.5 * sum(c.dense for c in costs.values())

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from eckart.hub.attach import attach
-from eckart.nn.surgery import factorable, replace_linear
 from eckart.nn import LowRankLinear
+from eckart.nn.surgery import factorable, replace_linear
 
 SIZE = {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48}
 

@@ -14,8 +14,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 from eckart.errors import Refused, UsageError
 from eckart.hub.attach import attach, dequantize
 from eckart.hub.load import load, meta_model
-from eckart.nn.surgery import low_rank_layers, replace_linear
 from eckart.nn import LowRankLinear
+from eckart.nn.surgery import low_rank_layers, replace_linear
 
 KINDS = ["llama", "bert", "gpt2"]
 

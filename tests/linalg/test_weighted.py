@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from eckart.errors import Refused
 from eckart.linalg import weighted
 from eckart.linalg.psd import Weight, eigh_psd, root
@@ -84,7 +85,7 @@ def test_extreme_condition_keeps_the_optimum() -> None:
     w = rand(64, 96, seed=11)
     x = rand(500, 96, seed=12) * torch.logspace(0, -6, 96, dtype=torch.float64)
     s = torch.linalg.svdvals(w @ sqrtm(x.T @ x))
-    found = weighted.solve(w, into=Weight((x.T @ x)), rank=8)
+    found = weighted.solve(w, into=Weight(x.T @ x), rank=8)
     loss = float((x @ (w - found.left @ found.right).T).square().sum())
     assert loss == pytest.approx(float(s[8:].square().sum()), rel=1e-6)
 
@@ -117,7 +118,12 @@ def test_the_better_conditioned_side_is_inverted_and_the_clamp_reported() -> Non
 def test_two_singular_sides_are_refused() -> None:
     x = rand(3, 8, seed=19)
     with pytest.raises(Refused, match="both metrics are singular"):
-        weighted.solve(rand(8, 8, seed=20), Weight(torch.diag(torch.tensor([1.0] * 7 + [0.0]))), Weight(torch.diag(torch.tensor([1.0] * 7 + [0.0]))), rank=2)
+        weighted.solve(
+            rand(8, 8, seed=20),
+            Weight(torch.diag(torch.tensor([1.0] * 7 + [0.0]))),
+            Weight(torch.diag(torch.tensor([1.0] * 7 + [0.0]))),
+            rank=2,
+        )
     assert eigh_psd(x.T @ x)[0].min() >= 0
 
 

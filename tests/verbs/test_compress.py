@@ -5,21 +5,26 @@ import json
 import subprocess
 import sys
 
-import eckart as ek
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import eckart as ek
 from eckart.axes import Budget, form
 from eckart.errors import Refused, UsageError
 from eckart.nn import LowRankLinear
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 NAMES = ek.list_recipes("compress")
 IDS = torch.arange(3, 35)[None]
 
 
 def digests(folder, skip=("run.json", "report.html")):
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.rglob("*")) if f.is_file() and f.name not in skip}
+    return {
+        str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in sorted(folder.rglob("*"))
+        if f.is_file() and f.name not in skip
+    }
 
 
 def stored(folder) -> int:
@@ -217,7 +222,7 @@ def test_a_missing_weight_is_named(tiny_llama, tmp_path) -> None:
         ({"settings": ["budget.rank=0"]}, UsageError, "at least 1"),
         ({"settings": ["budget.rank=49"]}, UsageError, "49 is above every target"),
         ({"settings": ["metric.powr=1"]}, UsageError, "Did you mean 'power'"),
-        ({"settings": ["target.skip=[\"layers\"]"]}, UsageError, "no matrix is targeted"),
+        ({"settings": ['target.skip=["layers"]']}, UsageError, "no matrix is targeted"),
         ({"recipe": "svd_llm", "calib": None}, UsageError, "Give --calib FILE"),
         ({"calib": []}, Refused, "empty"),
         ({"calib": "nowhere.txt"}, Refused, "nowhere.txt"),
