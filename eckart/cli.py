@@ -174,7 +174,8 @@ def compress(
     model: str, /, *, out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None, recipe: str = "svd_llm", keep: float | None = None,
     calib: Path | None = None, settings: Settings = None, as_form: Annotated[Literal["factored", "dense"], Parameter(name=("--form", "--as"))] = "factored",
     dry_run: Annotated[Literal["plan", "spectra"] | None, Parameter(name="--dry-run")] = None, seed: int = 0, eval_text: Annotated[Path | None, Parameter(name="--eval")] = None,
-    stats: Path | None = None, max_length: int | None = None, batch_size: int = 8, device: str | None = None, overwrite: Annotated[bool, Parameter(negative="")] = False, workers: int = 1,
+    stats: Path | None = None,
+    max_stats: int = 4 << 30, max_length: int | None = None, batch_size: int = 8, device: str | None = None, overwrite: Annotated[bool, Parameter(negative="")] = False, workers: int = 1,
     as_json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Store a model's linear layers in fewer parameters.
@@ -201,6 +202,8 @@ def compress(
         Text on which original and result are compared.
     stats:
         File of statistics: read when it exists, written when it does not.
+    max_stats:
+        Larger statistics are not written, in bytes.
     max_length:
         Tokens per calibration text.
     batch_size:
@@ -225,7 +228,8 @@ def compress(
         what = from_yaml(path.read_text(encoding="utf-8"))
     made = run(
         model, what, keep, calib=calib, out=out if dry_run is None else None, form=as_form, seed=seed, dry_run={"plan": True, None: False}.get(dry_run, "spectra"),
-        settings=settings or (), stats=stats, max_length=max_length, batch_size=batch_size, device=device, overwrite=overwrite, workers=workers, command=_command(),
+        settings=settings or (), stats=stats,
+        max_stats=max_stats, max_length=max_length, batch_size=batch_size, device=device, overwrite=overwrite, workers=workers, command=_command(),
         evaluate_on=eval_text,
     )  # fmt: skip
     if as_json:

@@ -16,7 +16,7 @@ from ..errors import Refused, UsageError
 
 Side = Literal["left", "right"]
 Rows = Callable[[], Iterable[Tensor]] | Iterable[Tensor]
-ROWS = 256  # rows of a block where an operator is walked through
+ROWS = 128  # rows of a block where an operator is walked through: 4 MB of float64 at 4096 columns
 PANEL = 1024  # columns converted to float64 at a time in a Gram: 8 MB at 1024 rows
 SPLITS = 8  # row blocks of a Gram: only those on and above the diagonal are multiplied, 9/16 of the flops
 CHUNK = 1 << 16  # numbers converted to float64 at a time in a sum of squares: stays in the cache, no fresh pages

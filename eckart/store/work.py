@@ -187,8 +187,6 @@ def install(work: Path, out: Path, overwrite: bool) -> None:
 
 def clear(work: Path) -> None:
     """Remove a work folder whose output is in place, in the order that `repair` understands."""
-    if (work / OLD).exists():
-        files.remove_tree(work / OLD)
     for entry in sorted(work.iterdir(), key=lambda path: (path.name == FINGERPRINT, path.name)):
         files.remove_tree(entry)
     _os.rmdir(work)

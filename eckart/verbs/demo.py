@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Refused
-from ..progress import track
+from ..progress import shown, track
 
 RATIOS = (0.8, 0.6, 0.4)
 RECIPES = ("svd", "svd_llm", "two_sided")
 BEST = "two_sided"
+PROMPT = 'def read_file(path):\n    """Return '
 CALIBRATION = 48  # of the shipped calibration texts, about 4,000 characters each
 
 
@@ -28,7 +29,7 @@ def demo_model() -> Path:
     return path
 
 
-def demo(out: str | Path, *, overwrite: bool = False, prompt: str = "def read_file(path):\n    ") -> dict[str, Any]:
+def demo(out: str | Path, *, overwrite: bool = False, prompt: str = PROMPT) -> dict[str, Any]:
     """Inspect, compress at three sizes with three recipes, evaluate on held-out text, reload through transformers, generate.
 
     Args:
@@ -37,7 +38,7 @@ def demo(out: str | Path, *, overwrite: bool = False, prompt: str = "def read_fi
         prompt: what the reloaded model continues.
 
     Returns:
-        The report, with `continuation` under `extra`.
+        The report; the continuation is its first note.
     """
     from ..data import load_texts
     from ..report.html import save
@@ -53,38 +54,31 @@ def demo(out: str | Path, *, overwrite: bool = False, prompt: str = "def read_fi
     tokenizer = open_host(source).tokenizer()
     seen = inspect(source)
     before = evaluate(source, heldout)["model"]
-    rows: list[list[Any]] = [["none (original)", 1.0, 1.0, before["bits_per_byte"], before["perplexity"], ""]]
-    series = []
+    rows: list[list[Any]] = [["original", 1.0, 1.0, before["bits_per_byte"], before["perplexity"], ""]]
+    points = {recipe: [[1.0, before["bits_per_byte"]]] for recipe in RECIPES}
     stats: dict[str, Any] = {}
     last: dict[str, Any] = {}
-    for recipe in RECIPES:
-        points = [[1.0, before["bits_per_byte"]]]
-        for keep in track(RATIOS, f"compressing with {recipe}"):
-            where = target / f"{recipe}-{keep:g}" if recipe == BEST else None
+    runs = [(recipe, keep) for recipe in RECIPES for keep in RATIOS]
+    for recipe, keep in track(runs, "compressing and evaluating"):
+        where = target / f"{recipe}-{keep:g}" if recipe == BEST else None
+        with shown("none"):  # one bar for all of it
             made = compress(source, recipe, keep, calib=calib, out=where, stats=stats.get(recipe), overwrite=overwrite)
-            stats[recipe] = made.stats
             after = evaluate(made.path or made.model, heldout, tokenizer=tokenizer)["model"]
-            sizes = made.report["sizes"]
-            rows.append(
-                [
-                    recipe,
-                    keep,
-                    sizes["total_after"] / sizes["total_before"],
-                    after["bits_per_byte"],
-                    after["perplexity"],
-                    where.name if where else "in memory",
-                ]
-            )
-            points.append([keep, after["bits_per_byte"]])
-            if recipe == BEST and keep == RATIOS[0]:
-                last = {
-                    "layers": made.report["layers"],
-                    "recipe": made.report["recipe"],
-                    "sizes": sizes,
-                    "form": "factored",
-                    "after": after,
-                }
-        series.append({"name": recipe, "points": points})
+        stats[recipe] = made.stats
+        sizes = made.report["sizes"]
+        rows.append(
+            [
+                recipe,
+                keep,
+                sizes["total_after"] / sizes["total_before"],
+                after["bits_per_byte"],
+                after["perplexity"],
+                where.name if where else "",
+            ]
+        )
+        points[recipe].append([keep, after["bits_per_byte"]])
+        if (recipe, keep) == (BEST, RATIOS[0]):
+            last = {"layers": made.report["layers"], "recipe": made.report["recipe"], "sizes": sizes, "after": after}
     text = continuation(target / f"{BEST}-{RATIOS[0]:g}", prompt)
     report = {
         "format": 1, "kind": "demo", "title": f"{source.name}: three recipes at three sizes", "model": seen.report["model"], "versions": seen.report["versions"],
@@ -92,8 +86,8 @@ def demo(out: str | Path, *, overwrite: bool = False, prompt: str = "def read_fi
         "evaluation": [
             {"metric": "bits per byte", "before": before["bits_per_byte"], "after": last["after"]["bits_per_byte"], "better": "lower", "text": heldout.name, "note": f"{BEST} at keep {RATIOS[0]:g}"}
         ],
-        "tables": [{"title": "Held-out text", "columns": ["recipe", "keep (targeted layers)", "whole model", "bits per byte", "perplexity", "stored"], "rows": rows, "note": f"{before['tokens']:,} tokens, context {before['context']}, BOS in front of every window"}],
-        "curves": [{"title": "Quality against size", "x": "share of the targeted parameters kept", "y": "bits per byte on held-out text", "series": series}],
+        "tables": [{"title": "Held-out text", "columns": ["recipe", "keep", "whole model", "bits/byte", "perplexity", "folder"], "rows": rows, "note": f"keep is the share of the targeted layers; {before['tokens']:,} tokens, context {before['context']}, BOS in front of every window"}],
+        "curves": [{"title": "Quality against size", "x": "share of the targeted parameters kept", "y": "bits per byte on held-out text", "series": [{"name": r, "points": p} for r, p in points.items()]}],
         "notes": [{"title": "Continuation after a reload through AutoModelForCausalLM", "text": text}],
         "warnings": [],
     }  # fmt: skip
@@ -102,7 +96,7 @@ def demo(out: str | Path, *, overwrite: bool = False, prompt: str = "def read_fi
 
 
 def continuation(folder: Path, prompt: str, tokens: int = 48) -> str:
-    """What the model in a folder writes after a prompt, greedily, loaded by plain transformers."""
+    """What the model in a folder writes after a prompt, greedily with a repetition penalty, loaded by plain transformers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -110,7 +104,7 @@ def continuation(folder: Path, prompt: str, tokens: int = 48) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(prompt, return_tensors="pt")
     with torch.no_grad():
-        out = model.generate(**ids, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        out = model.generate(**ids, max_new_tokens=tokens, do_sample=False, repetition_penalty=1.15, pad_token_id=tokenizer.pad_token_id)
     return tokenizer.decode(out[0], skip_special_tokens=True)
 
 

@@ -149,8 +149,12 @@ def test_journal_cut_at_every_byte(source: Path, place: Path, quick: None) -> No
             shutil.copytree(kept, folder)
         (folder / work.JOURNAL).write_bytes(journal[:length])
         with writer_of(Reader(source), out) as writer:
-            assert writer.done == {job for job, end in zip(jobs, ends, strict=True) if end <= length}
-        if length % 6 == 0 or {length - 1, length, length + 1} & set(ends):
+            left = {job for job, end in zip(jobs, ends, strict=True) if end <= length}
+            assert writer.done == left
+            writer.put("more", {}, {"length": length})
+        with writer_of(Reader(source), out) as writer:
+            assert writer.done == left | {"more"}, "what is appended after a torn line counts"
+        if length % 8 == 0 or {length - 1, length, length + 1} & set(ends):
             run(source, out)
             assert tree(out) == expected, f"{length} bytes of the journal"
             shutil.rmtree(out)

@@ -125,6 +125,20 @@ def test_resume_redoes_what_is_damaged(tmp_path: Path, source: Reader, whole: di
         assert tree(finish(writer, source)) == whole
 
 
+def test_what_does_not_read_back_is_not_committed(tmp_path: Path, source: Reader, whole: dict[str, bytes]) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Incomplete, match="tensor 't5' does not read back as it was written"), opened(out) as writer:  # noqa: PT012
+        for name in NAMES:
+            writer.put(name, {name: value(name)}, {"rank": NAMES.index(name)})
+        file = sorted((work.siblings(out)[0] / work.NEW).iterdir())[-1]
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+        finish(writer, source)
+    assert not out.exists()
+    with opened(out) as writer:
+        assert writer.missing == ("t5",)
+        assert tree(finish(writer, source)) == whole
+
+
 @pytest.mark.parametrize("field", [*PRINT, "more"])
 def test_never_resumes_something_else(tmp_path: Path, field: str) -> None:
     out = tmp_path / "out"
@@ -177,6 +191,24 @@ def test_two_runs_never_share_an_output(tmp_path: Path) -> None:
             with pytest.raises(Refused, match="another run is writing it"), opened(tmp_path / "out", **options):
                 pass
         writer.put("t0", {"t0": value("t0")})
+
+
+def test_a_lock_on_a_file_that_is_gone_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between our open and our lock the run before us removes the file, and a third one makes and locks a new one."""
+    out, real = tmp_path / "out", work._os.lock
+    others: list[int] = []
+
+    def lock(fd: int) -> bool:
+        monkeypatch.setattr(work._os, "lock", real)
+        (tmp_path / "out.partial-lock").unlink()
+        others.append(work.acquire(out))
+        return real(fd)
+
+    monkeypatch.setattr(work._os, "lock", lock)
+    with pytest.raises(Refused, match="another run is writing it"):
+        work.acquire(out)
+    work.release(out, *others)
+    work.release(out, work.acquire(out))
 
 
 def test_many_starts_at_once_leave_one_writer(tmp_path: Path) -> None:
