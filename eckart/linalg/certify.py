@@ -51,14 +51,15 @@ def residual(op: Operator, draft: Draft, dtype: torch.dtype) -> float:
     if isinstance(op, Transposed):
         return residual(op.base, draft.turned(), dtype)
     lead = draft.S.shape[0] if dtype == torch.float64 else LEAD
-    left = draft.U * draft.S.to(op.dtype)  # the values as they are handed out
-    first = left[:, :lead].to(torch.float64), draft.Vh[:lead].to(torch.float64)
+    values = draft.S.to(op.dtype)  # as they are handed out
+    left, right = draft.U[:, :lead].to(torch.float64) * values[:lead], draft.Vh[:lead].to(torch.float64)
+    others = draft.U[:, lead:] * values[lead:]
     start, total = 0, 0.0
     for block in op.row_blocks():
         stop = start + block.shape[0]
-        rest = torch.addmm(block.to(torch.float64), first[0][start:stop], first[1], alpha=-1)
+        rest = torch.addmm(block.to(torch.float64), left[start:stop], right, alpha=-1)
         if lead < draft.S.shape[0]:
-            rest = torch.addmm(rest.to(dtype), left[start:stop, lead:], draft.Vh[lead:], alpha=-1)
+            rest = torch.addmm(rest.to(dtype), others[start:stop], draft.Vh[lead:], alpha=-1)
         total += sum_of_squares(rest)
         start = stop
     return total

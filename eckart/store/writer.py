@@ -228,7 +228,7 @@ class Writer:
                 row = _write_small(new, name, content)
                 if name in small:
                     written[name] = row
-            sealed = seal(manifest, self.layout.specs, self.digests, written, self.fingerprint, self.records)
+            sealed = seal(manifest, self.layout.specs, self.digests, written, self.fingerprint, _filled(self.records))
             files.write_file(new / MANIFEST, [encode(sealed)])
             for folder in sorted({new, *(path.parent for path in new.rglob("*"))}):
                 _os.fsync_dir(folder)
@@ -396,6 +396,10 @@ def _check_names(side_files: Mapping[str, bytes | Path], notes: Mapping[str, byt
         check_relative(name, "side file")
         if name in taken or (name in side_files and name in notes):
             raise UsageError(f"side file {name!r}: expected a name given once, other than those that the writer makes itself.")
+
+
+def _filled(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {job: record for job, record in records.items() if record}
 
 
 def _one(tensor: Tensor) -> Iterator[memoryview]:
