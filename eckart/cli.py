@@ -175,7 +175,7 @@ def compress(
     calib: Path | None = None, settings: Settings = None, as_form: Annotated[Literal["factored", "dense"], Parameter(name=("--form", "--as"))] = "factored",
     dry_run: Annotated[Literal["plan", "spectra"] | None, Parameter(name="--dry-run")] = None, seed: int = 0, eval_text: Annotated[Path | None, Parameter(name="--eval")] = None,
     stats: Path | None = None,
-    max_stats: int = 4 << 30, max_length: int | None = None, batch_size: int = 8, device: str | None = None, overwrite: Annotated[bool, Parameter(negative="")] = False, workers: int = 1,
+    max_stats: int = 4 << 30, max_length: int | None = None, batch_size: int = 8, probes: int = 3, device: str | None = None, overwrite: Annotated[bool, Parameter(negative="")] = False, workers: int = 1,
     as_json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Store a model's linear layers in fewer parameters.
@@ -205,9 +205,11 @@ def compress(
     max_stats:
         Larger statistics are not written, in bytes.
     max_length:
-        Tokens per calibration text.
+        Tokens per window of calibration text.
     batch_size:
         Calibration texts per forward pass.
+    probes:
+        Random projections per text, for encoders under a recipe with gradients.
     device:
         Where the model runs for statistics, for instance cuda.
     overwrite:
@@ -229,7 +231,7 @@ def compress(
     made = run(
         model, what, keep, calib=calib, out=out if dry_run is None else None, form=as_form, seed=seed, dry_run={"plan": True, None: False}.get(dry_run, "spectra"),
         settings=settings or (), stats=stats,
-        max_stats=max_stats, max_length=max_length, batch_size=batch_size, device=device, overwrite=overwrite, workers=workers, command=_command(),
+        max_stats=max_stats, max_length=max_length, batch_size=batch_size, probes=probes, device=device, overwrite=overwrite, workers=workers, command=_command(),
         evaluate_on=eval_text,
     )  # fmt: skip
     if as_json:

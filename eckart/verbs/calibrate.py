@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..stats import Stats, collect, fingerprint, predict_bytes
 from .host import Host, is_causal
 
+PROBES = 3  # random projections per text; on MiniLM at 40% of the parameters 1 gave a mean cosine of .780, 3 gave .797
 MAX_STATS = 4 << 30  # bytes of a statistics file that is written without being asked twice
 
 
@@ -25,6 +26,7 @@ class Calibration:
         max_length: tokens per text or window; None is the model's limit, at most 512.
         batch_size: texts per forward; sums are taken per batch.
         seed: of random probes.
+        probes: random projections per text, where gradients are those of random projections.
         loss: for a plain module and a backward statistic: (output, batch) -> scalar.
         file: where statistics are kept for the next run, if anywhere.
         max_bytes: larger statistics are not written.
@@ -34,6 +36,7 @@ class Calibration:
     max_length: int | None = None
     batch_size: int = 8
     seed: int = 0
+    probes: int = PROBES
     loss: Any = None
     file: Path | None = None
     max_bytes: int = MAX_STATS
@@ -76,7 +79,7 @@ def measure(host: Host, needs: frozenset[Stat], sites: Sequence[Site], how: Cali
         tokenizer = host.tokenizer() if isinstance(how.texts[0], str) else None
         limit = length_limit(host, how.max_length)
         rows = batches(how.texts, tokenizer, max_length=limit, batch_size=how.batch_size, split_long=is_causal(model))
-    options: dict[str, Any] = {"seed": how.seed, "loss": how.loss, "model_id": host.reader.fingerprint}
+    options: dict[str, Any] = {"seed": how.seed, "probes": how.probes, "loss": how.loss, "model_id": host.reader.fingerprint}
     if how.file is not None and how.file.exists():
         return Stats.load(how.file, fingerprint(model, rows, needs, sites, **options))
     found = collect(model, rows, needs, sites, **options)

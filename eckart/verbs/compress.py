@@ -21,7 +21,7 @@ from ..progress import track
 from ..registry import get_recipe
 from ..runners.whole import Context, cut, decide
 from ..store import check_output
-from .calibrate import MAX_STATS, Calibration, is_tensors, load_calibration, measure
+from .calibrate import MAX_STATS, PROBES, Calibration, is_tensors, load_calibration, measure
 from .host import Host, open_host
 from .output import apply_edits, write_folder
 from .summary import compress_report
@@ -80,6 +80,7 @@ def compress(
     tokenizer: Any = None,
     max_length: int | None = None,
     batch_size: int = 8,
+    probes: int = PROBES,
     device: str | None = None,
     overwrite: bool = False,
     workers: int = 1,
@@ -105,8 +106,9 @@ def compress(
         dry_run: True stops at the plan, which reads no tensor; "spectra" goes on until ranks are known.
         settings: overrides such as "metric.power=1.0" or "budget.rank=8".
         tokenizer: for a module in memory that does not know its own.
-        max_length: tokens per calibration text; None is the model's limit, at most 512.
+        max_length: tokens per calibration text; None is the model's limit, at most 512. A causal model sees the rest of a longer text in further windows.
         batch_size: calibration texts per forward pass.
+        probes: random projections per text, for encoders under a recipe with gradients; more cost time and steady the result.
         device: where the live model runs ("cuda"); None is the CPU for folders, the module's own device otherwise.
         overwrite: replace an existing `out` once the new one is complete.
         workers: bundles factorised side by side; never changes a byte.
@@ -136,7 +138,7 @@ def compress(
     rec = resolve(recipe, keep, settings, form)
     given = None if stats is None or isinstance(stats, str | Path) else stats
     texts = load_calibration(calib, rec.needs() if given is None else frozenset(), rec.name)
-    how = Calibration(texts, max_length, batch_size, seed, loss, Path(stats) if isinstance(stats, str | Path) else None, max_stats)
+    how = Calibration(texts, max_length, batch_size, seed, probes, loss, Path(stats) if isinstance(stats, str | Path) else None, max_stats)
     example = texts[0][:1] if is_tensors(texts) else None
     host = open_host(model, tokenizer, device, example)
     if out is not None:
