@@ -199,44 +199,54 @@ def wait(device: torch.device) -> None:
 
 def calibrate(device: str) -> dict[str, Any]:
     """Rates for thresholds.json, in seconds and Gflop/s on this machine."""
+    return {f"{device}/{name}": rates_of(dtype, device) for name, dtype in (("float32", torch.float32), ("float64", torch.float64))}
 
-    def fastest(run: Callable[[], Any], times: int = 5) -> float:
-        best = math.inf
-        for _ in range(times + 1):
-            wait(torch.device(device))
-            start = time.perf_counter()
-            run()
-            wait(torch.device(device))
-            best = min(best, time.perf_counter() - start)
-        return best
 
-    def three(x: float) -> float:
-        return float(f"{x:.3g}")
+def rates_of(dtype: torch.dtype, device: str) -> dict[str, Any]:
+    m, n = 1024, 4096
+    sizes = (64, 128, 256, 512, 1024)
+    A = torch.randn(m, n, dtype=dtype, device=device)
+    wide = A.double()
 
-    entries: dict[str, Any] = {}
-    for name, dtype in (("float32", torch.float32), ("float64", torch.float64)):
-        m, n = 1024, 4096
-        A = torch.randn(m, n, dtype=dtype, device=device)
-        entry: dict[str, Any] = {
-            "measured": True,
-            "provenance": f"{machine(device)}, torch {torch.__version__}, {torch.get_num_threads()} threads",
-        }
-        gemm: dict[str, float] = {}
-        for b in (1, 16, 32, 64, 128, 1024):
-            X, Y = torch.randn(n, b, dtype=dtype, device=device), torch.randn(b, m, dtype=dtype, device=device)
-            gemm[str(b)] = three(4 * m * n * b / (fastest(lambda X=X: A @ X) + fastest(lambda Y=Y: Y @ A)) / 1e9)
-        wide = A.double()
-        entry |= {"gemm": gemm, "gram": three(2 * m * m * n / fastest(lambda: wide @ wide.T) / 1e9)}
-        for key, solver in (("eigh", torch.linalg.eigh), ("eigvalsh", torch.linalg.eigvalsh)):
-            grams = {d: (lambda x: x @ x.T)(torch.randn(d, d, dtype=torch.float64, device=device)) for d in (64, 128, 256, 512, 1024)}
-            entry[key] = {str(d): three(fastest(lambda g=g, s=solver: s(g))) for d, g in grams.items()}
-        for key, stretch in (("svd", 1), ("svd4", 4)):
-            talls = {d: torch.randn(d * stretch, d, dtype=dtype, device=device) for d in (64, 128, 256, 512, 1024)}
-            entry[key] = {str(d): three(fastest(lambda t=t: torch.linalg.svd(t, full_matrices=False), 2)) for d, t in talls.items()}
-        small = torch.randn(16, 16, device=device)
-        entry["step"] = three(40 * fastest(lambda s=small: s @ s, 50))  # about 40 small calls in a step
-        entries[f"{device}/{name}"] = entry
-    return entries
+    def product(width: int) -> float:
+        X, Y = torch.randn(n, width, dtype=dtype, device=device), torch.randn(width, m, dtype=dtype, device=device)
+        return three(4 * m * n * width / (fastest(lambda: A @ X, device) + fastest(lambda: Y @ A, device)) / 1e9)
+
+    def small(solver: Callable[[Tensor], Any], size: int) -> float:
+        root = torch.randn(size, size, dtype=torch.float64, device=device)
+        return three(fastest(lambda: solver(root @ root.T), device, 3))
+
+    def dense(size: int, stretch: int) -> float:
+        tall = torch.randn(size * stretch, size, dtype=dtype, device=device)
+        return three(fastest(lambda: torch.linalg.svd(tall, full_matrices=False), device, 2))
+
+    tiny = torch.randn(16, 16, device=device)
+    return {
+        "measured": True,
+        "provenance": f"{machine(device)}, torch {torch.__version__}, {torch.get_num_threads()} threads",
+        "gemm": {str(b): product(b) for b in (1, 16, 32, 64, 128, 1024)},
+        "gram": three(2 * m * m * n / fastest(lambda: wide @ wide.T, device) / 1e9),
+        "eigh": {str(d): small(torch.linalg.eigh, d) for d in sizes},
+        "eigvalsh": {str(d): small(torch.linalg.eigvalsh, d) for d in sizes},
+        "svd": {str(d): dense(d, 1) for d in sizes},
+        "svd4": {str(d): dense(d, 4) for d in sizes},
+        "step": three(40 * fastest(lambda: tiny @ tiny, device, 50)),  # about 40 small calls in a step
+    }
+
+
+def fastest(run: Callable[[], Any], device: str, times: int = 5) -> float:
+    best = math.inf
+    for _ in range(times + 1):
+        wait(torch.device(device))
+        start = time.perf_counter()
+        run()
+        wait(torch.device(device))
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def three(x: float) -> float:
+    return float(f"{x:.3g}")
 
 
 def machine(device: str) -> str:

@@ -363,14 +363,16 @@ def _layers_table(layers: Sequence[dict[str, Any]]) -> None:
 
     names = list(layers[0].get("measures") or {}) if layers else []
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("layer", overflow="fold")
+    table.add_column("layer", overflow="fold", min_width=24)
     table.add_column("shape", no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="right")
+    for name in names:  # "rank at 90% energy" is headed "90%": the line below the table says of what
+        table.add_column(name.removeprefix("rank at ").removesuffix(" energy"), justify="right")
     for row in layers:
         found = row.get("measures") or {}
         table.add_row(row["name"], "x".join(map(str, row["shape"])), *("" if found.get(n) is None else f"{found[n]:.4g}" for n in names))
     _console().print(table)
+    if any("%" in name for name in names):
+        print("Columns with a percentage: how many singular values hold that share of the energy.")
 
 
 def _plan_table(plan: Any) -> None:
