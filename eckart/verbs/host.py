@@ -5,6 +5,7 @@ The one place below the top floor that imports `hub`, and only inside functions:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class Host:
+class Host(ABC):
     """A model as verbs see it: a reader for its tensors, a catalogue of its matrices, and a live module where one is needed.
 
     Args:
@@ -35,16 +36,23 @@ class Host:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        raise NotImplementedError
+        """The matrices of the model, with the ids of the inputs that they share."""
+        return self._catalogue()
 
+    @abstractmethod
+    def _catalogue(self) -> Catalogue: ...
+
+    @abstractmethod
     def live(self) -> nn.Module:
-        raise NotImplementedError
+        """The model itself, in evaluation mode where it was loaded for us. Not to be changed."""
 
+    @abstractmethod
     def tokenizer(self) -> Any:
-        raise NotImplementedError
+        """Its tokenizer."""
 
+    @abstractmethod
     def side_files(self) -> dict[str, bytes | Path]:
-        raise NotImplementedError
+        """What travels with the weights: tokenizer, generation settings."""
 
     def read(self, site: Site) -> Tensor:
         """W (out, in) of a site, whatever its storage."""
@@ -66,8 +74,7 @@ class FolderHost(Host):
         self._tokenizer = tokenizer
         self._device = device
 
-    @cached_property
-    def catalogue(self) -> Catalogue:
+    def _catalogue(self) -> Catalogue:
         from ..hub.load import meta_model
 
         quantised = self.reader.config.get("quantization_config")
@@ -110,8 +117,7 @@ class ModuleHost(Host):
         self._tokenizer = tokenizer
         self._example = example
 
-    @cached_property
-    def catalogue(self) -> Catalogue:
+    def _catalogue(self) -> Catalogue:
         return from_model(self._model, self._example if self._example is not None else _example(self._model))
 
     def live(self) -> nn.Module:

@@ -144,6 +144,15 @@ def test_journal_ends_at_the_first_line_that_does_not_hold(tmp_path: Path, line:
     assert journal.replay(path) == (entries(), sum(map(len, good)))
 
 
+def test_a_journal_holds_whole_lines_only(tmp_path: Path) -> None:
+    """What a failed append or an older run has left behind the last good line goes with the next append."""
+    good, new = (journal.encode(entry) for entry in entries())
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(good + b"x" * 1000 + b"\n" + good)
+    journal.Journal(path, len(good)).append(entries()[1])
+    assert path.read_bytes() == good + new
+
+
 def test_journal_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with path.open("wb") as file:
