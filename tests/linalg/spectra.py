@@ -73,4 +73,6 @@ def truth(A: Tensor, factors: object) -> Truth:
     left = wide - (f.U.to(torch.float64) * f.S.to(torch.float64)) @ f.Vh.to(torch.float64)  # type: ignore[attr-defined]
     values = torch.linalg.svdvals(wide)
     r = f.S.shape[0]  # type: ignore[attr-defined]
-    return Truth(float(left.norm()), math.sqrt(float(values[r:].square().sum())), float(wide.norm()), float(torch.linalg.matrix_norm(left, 2)))
+    return Truth(
+        float(left.norm()), math.sqrt(float(values[r:].square().sum())), float(wide.norm()), float(torch.linalg.matrix_norm(left, 2))
+    )
