@@ -1,7 +1,8 @@
 """One-sided block Lanczos on A A^T with full reorthogonalisation, stopped by its own residuals.
 
 The basis Q (d, m) and its product W = Q A (d, n) are kept, so no final pass is needed. The projected matrix T = W W^T is block tridiagonal; only
-those blocks are formed, in float64. A A^T leads out of the basis only in its last block, so the residual of every Ritz pair is known for free. Musco and Musco 2015 (arXiv:1504.05477), Meyer, Musco and Musco 2024 (arXiv:2305.02535: small blocks suffice).
+those blocks are formed, in float64. A A^T leads out of the basis only in its last block, so the residual of every Ritz pair is known for free.
+Musco and Musco 2015 (arXiv:1504.05477); Meyer, Musco and Musco 2024 (arXiv:2305.02535): small blocks suffice.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from .finish import NORM_NOISE, Draft, descending, triples
 from .operator import Operator, gram_of
 from .orth import whiten
 from .rank import Target
+from .subspace import iterate
 
 GROWTH = 1.2  # of the basis between two looks at the Ritz values: their cubic cost then sums to 2.4 times the last
 GIVE_UP = 0.4  # share of the exact route's cost after which it is taken instead
+HOPE = 2.0  # that share may grow by this factor when the rate seen so far predicts convergence within it
 SAFETY = 2.0  # on the figure for what was missed: it is an estimate, and low by up to 1.6 in the first steps on a flat spectrum
 DRIFT = {torch.float32: 4e-6, torch.float64: 1e-14}  # of ‖A‖: rounding of the products turns the smallest directions by so much
-STEEP = 1e-6  # theta_r / theta_1 below which the blocks of T that are only zero to rounding count
-HOPE = 2.0  # that share may grow by this factor when the rate seen so far predicts convergence within it
+STEEP = 1e-6  # theta_r / theta_1 below which the blocks of T that are zero to rounding only do count
 
 
 @dataclass(frozen=True)
@@ -256,10 +258,16 @@ def _draft(lanczos: Lanczos, now: Look, total: float, tol: float) -> Draft:
 
 
 def _whole(op: Operator, draft: Draft, total: float) -> Draft | None:
-    """The draft, if it is the whole matrix to rounding: then nothing was missed, whatever the spectrum below."""
-    left = residual(op, draft, torch.float64)
+    """The draft, polished by a pass, if it is the whole matrix to rounding: then nothing was missed, whatever the spectrum below."""
+    rank = draft.S.shape[0]
+    polished = iterate(op, draft.Vh.T, False, rank, total, tol=1.0, passes=1, most=1, method="krylov")
+    if polished is None:
+        return None
+    left = residual(op, polished, torch.float64)
     rounding = ROUNDING[str(op.dtype).removeprefix("torch.")]
-    return replace(draft, missed=left, kind="bound") if left <= rounding**2 * total else None
+    if left > rounding**2 * total:
+        return None
+    return replace(polished, missed=left, kind="bound", following=math.sqrt(left), passes=draft.passes + 2)
 
 
 def _affordable(rates: Rates, m: int, n: int, block: int, seconds: float) -> int:

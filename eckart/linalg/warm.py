@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from ..seeds import generator
 from .choose import PROBES
 from .factors import Factors
 from .finish import Draft
-from .operator import Operator
+from .operator import Operator, sum_of_squares
 from .orth import orth
 from .subspace import iterate
 
@@ -35,18 +37,27 @@ def basis_of(warm: Factors | Tensor, shape: tuple[int, int], name: str = "matrix
         if warm.ndim != 2 or warm.shape[0] != shape[1] or not 1 <= warm.shape[1] <= shape[1]:
             raise Refused(f"{name}: warm is a right basis of shape ({shape[1]}, k), found {tuple(warm.shape)}.")
         basis = warm
-    if not bool(torch.isfinite(basis).all()):
+    if not math.isfinite(sum_of_squares(basis)):
         raise Refused(f"{name}: the basis given as warm holds NaN or Inf.")
     return basis.detach()
 
 
-def warm_start(op: Operator, basis: Tensor, rank: int, total: float, *, tol: float, seed: int) -> Draft | None:
+def warm_start(op: Operator, basis: Tensor, rank: int, total: float, *, tol: float, seed: int, trusted: bool = False) -> Draft | None:
     """Leading triples of A by one pass from an old basis (n, k), more when the energy still moves; None when it does not settle.
 
     A few random columns go along: an old basis can be invariant and yet wrong, and only something outside it can tell.
+
+    Args:
+        op: the new matrix.
+        basis: the old right basis (n, k); made orthonormal unless `trusted`.
+        rank: r.
+        total: ‖A‖².
+        tol: allowed relative excess of the Frobenius error, judged by an estimate.
+        seed: of the random columns.
+        trusted: the basis is known to be orthonormal.
     """
     old = basis[:, :rank].to(op.device, op.dtype)
-    if not _orthonormal(old):
+    if not trusted and not _orthonormal(old):
         old = orth(old)
     width = min(*op.shape, rank + PROBES)
     fresh = torch.randn(op.shape[1], width - old.shape[1], generator=generator(seed, "warm"), dtype=op.dtype).to(op.device)

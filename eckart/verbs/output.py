@@ -111,6 +111,20 @@ def lay_out_folder(reader: Any, recipe: Recipe, plan: Plan, bundles: Sequence[Bu
     return Folder(tuple(specs), tuple(rows), tuple(copies))
 
 
+def batches_of(keys: Sequence[str], reader: Any, most: int = 256 << 20) -> list[list[str]]:
+    """Keys in runs of at most `most` bytes: every job costs two syncs of the disk, and a kill costs one job."""
+    out: list[list[str]] = []
+    size = most
+    for key in keys:
+        nbytes = reader.info(key).nbytes
+        if size + nbytes > most:
+            out.append([])
+            size = 0
+        out[-1].append(key)
+        size += nbytes
+    return out
+
+
 def quantization_config(recipe: Recipe, jobs: Iterable[Job], bundles: Sequence[Bundle]) -> dict[str, Any]:
     """What `config.json` says of the pairs, for the loader."""
     ranks = {j.name: j.rank for j in jobs if j.state == "factored"}
@@ -150,10 +164,11 @@ def write_folder(
         "versions": json.dumps(versions(), sort_keys=True),
     }
     with Writer(out, folder.specs, fingerprint=identity, overwrite=overwrite, max_shard_bytes=max_shard_bytes) as writer:
-        for key in track(folder.copied, "copying"):
-            if f"copy {key}" not in writer.done:
-                writer.copy(f"copy {key}", host.reader, key)
-        for job, edits in cuts(writer.done):
+        done = writer.done
+        for keys in track(batches_of(folder.copied, host.reader), "copying"):
+            if f"copy {keys[0]}" not in done:
+                writer.copy(f"copy {keys[0]}", host.reader, keys)
+        for job, edits in cuts(done):
             writer.put(job.name, edits.tensors, record=dict(edits.record))
         report = finish({j.name: writer.records[j.name] for j in plan.jobs if j.state == "factored"})
         lasting = {k: v for k, v in report.items() if k != "timings"}  # equal runs give equal files; clocks go to the notes

@@ -119,7 +119,7 @@ def test_spectral_bound_is_sharp_and_says_how_sure_it_is():
     assert 0 < c.spectral_failure <= 1e-3
 
 
-def test_what_the_cost_of_a_look_is_not_hidden():
+def test_passes_and_precisions_are_stated():
     A = matrix(spectrum("power", 300), 300, 700)
     free, spectral = (svd(A, 8, method="krylov", certify=c).certificate for c in ("free", "spectral"))
     assert free.passes % 2 == 1
