@@ -155,8 +155,7 @@ def _solve(
     if warm is not None and method in ("auto", "warm"):
         if rank is None:
             raise UsageError(f"{name}: a warm start needs a rank; energy and error leave it open.")
-        trusted = isinstance(warm, Factors) and warm.certificate is not None  # ours and not edited since
-        draft = warm_start(op, basis_of(warm, op.shape, name), rank, total, tol=tol, seed=seed, trusted=trusted)
+        draft = warm_start(op, basis_of(warm, op.shape, name), rank, total, tol=tol, seed=seed)
         if draft is not None:
             return draft
     speed = rates(op.device.type, str(op.dtype).removeprefix("torch."))

@@ -42,22 +42,21 @@ def basis_of(warm: Factors | Tensor, shape: tuple[int, int], name: str = "matrix
     return basis.detach()
 
 
-def warm_start(op: Operator, basis: Tensor, rank: int, total: float, *, tol: float, seed: int, trusted: bool = False) -> Draft | None:
+def warm_start(op: Operator, basis: Tensor, rank: int, total: float, *, tol: float, seed: int) -> Draft | None:
     """Leading triples of A by one pass from an old basis (n, k), more when the energy still moves; None when it does not settle.
 
     A few random columns go along: an old basis can be invariant and yet wrong, and only something outside it can tell.
 
     Args:
         op: the new matrix.
-        basis: the old right basis (n, k); made orthonormal unless `trusted`.
+        basis: the old right basis (n, k); made orthonormal where it is not.
         rank: r.
         total: ‖A‖².
         tol: allowed relative excess of the Frobenius error, judged by an estimate.
         seed: of the random columns.
-        trusted: the basis is known to be orthonormal.
     """
     old = basis[:, :rank].to(op.device, op.dtype)
-    if not trusted and not _orthonormal(old):
+    if not _orthonormal(old):
         old = orth(old)
     width = min(*op.shape, rank + PROBES)
     fresh = torch.randn(op.shape[1], width - old.shape[1], generator=generator(seed, "warm"), dtype=op.dtype).to(op.device)
