@@ -1,13 +1,31 @@
-"""What a measure is, and what it returns."""
+"""What a measure is, what it reads, and what it returns.
+
+A measure's file binds `MEASURE`, a value of one of the classes below; the class says what it reads:
+
+- `OfSpectrum`: the singular values of one weight,
+- `OfWeight`: one weight,
+- `OfPair`: the same weight in two checkpoints,
+- `OfCheckpoint`: several weights at once, one of them in memory at a time,
+- `OfText`: activations, which arrive while calibration text runs through the model once for all measures,
+- `OfModel`: the live model itself, run as the measure likes (gradients, curvature).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from ..axes.protocols import Site
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from ..catalogue import Catalogue
+
+Reads = Literal["spectrum", "weight", "pair", "checkpoint", "text", "model"]
 
 
 @dataclass(frozen=True)
@@ -15,13 +33,14 @@ class Record:
     """One number about one module. Not a bare float: it says how it was estimated and whether it means anything.
 
     Args:
-        module: dotted path.
+        module: dotted path; "" for a number about the whole model.
         measure: key of the measure.
-        value: a number, or a list of numbers.
+        value: a number, a list of numbers, or a mapping of names to these; None when there is none.
         estimator: how it was computed.
         valid: False when the value says nothing (a zero matrix, too few values); the note says why.
         note: the caveat.
         settings: what the value depends on.
+        uncertainty: standard error in the value's unit, where the estimator has one; a list or mapping like the value's.
     """
 
     module: str
@@ -31,36 +50,293 @@ class Record:
     valid: bool = True
     note: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    uncertainty: Any = None
 
 
 @dataclass(frozen=True)
-class Spectral:
-    """A measure that reads the singular values of one weight.
+class Found:
+    """What a measure found in one module; `Measure.record` makes the record of it.
 
     Args:
-        name: key.
+        value: as in `Record`.
+        uncertainty: as in `Record`.
+        note: a caveat of this value, put before the measure's own.
+        valid: False when the value must not be read as a result; a value that is not finite never counts as valid.
+        settings: what was chosen for this matrix, beside the measure's own settings.
+    """
+
+    value: Any
+    uncertainty: Any = None
+    note: str = ""
+    valid: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What every measure says of itself. Not runnable: the classes below are.
+
+    Args:
+        name: key, the name of its file.
         title: what it is, in words.
-        paper: source.
-        estimator: how it is computed.
-        compute: (singular values descending, shape) -> value.
+        paper: source: "arXiv:...", "doi:..." or an address.
+        estimator: how it is computed, in a line.
         note: caveat that belongs beside every value.
         settings: what the value depends on.
+        unit: unit or scale of the value, for headings; "" for a pure number.
+        default: whether a run that names no measure takes it; dear ones are asked for by name.
+        fidelity, differs: as for a recipe.
     """
+
+    reads: ClassVar[Reads]
 
     name: str
     title: str
     paper: str
     estimator: str
-    compute: Callable[[Tensor, tuple[int, int]], Any]
     note: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    unit: str = ""
+    default: bool = True
     kind: str = "measure"
     verb: str = "inspect"
     fidelity: str = "exact"
     differs: str = ""
 
-    def record(self, module: str, s: Tensor, shape: tuple[int, int]) -> Record:
+    def record(self, module: str, found: Any) -> Record:
+        """The record of one module, from a `Found` or a bare value."""
+        f = found if isinstance(found, Found) else Found(found)
+        valid = f.valid and f.value is not None and finite(f.value)
+        note = f.note if f.note or valid else "the value is not finite"
+        both = "; ".join(n for n in (note, self.note if valid else "") if n)
+        return Record(module, self.name, f.value, self.estimator, valid, both, {**self.settings, **f.settings}, f.uncertainty)
+
+    def missing(self, module: str, why: str) -> Record:
+        """The record of a module that could not be measured."""
+        return Record(module, self.name, None, self.estimator, False, why, self.settings)
+
+
+def finite(value: Any) -> bool:
+    """Whether every number in a value is finite; names and None pass."""
+    if isinstance(value, Mapping):
+        return all(finite(v) for v in value.values())
+    if isinstance(value, list | tuple):
+        return all(finite(v) for v in value)
+    return math.isfinite(value) if isinstance(value, float) else True
+
+
+@dataclass
+class WeightView:
+    """One weight as a measure sees it: read once, factorised once, whoever asks. Nothing in it may be changed.
+
+    Args:
+        site: the matrix in the catalogue.
+        read: site -> W (out, in) as stored.
+    """
+
+    site: Site
+    read: Callable[[Site], Tensor]
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """W (out, in), in its storage type."""
+        return self.read(self.site)
+
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """All singular values, float64, descending."""
+        from ..linalg import svdvals
+
+        return svdvals(self.weight).double()
+
+
+@dataclass
+class PairView:
+    """The same matrix before and after.
+
+    Args:
+        base: of the first checkpoint.
+        other: of the second one, of the same shape.
+    """
+
+    base: WeightView
+    other: WeightView
+
+    @property
+    def site(self) -> Site:
+        """The matrix in the first checkpoint's catalogue."""
+        return self.base.site
+
+
+@dataclass(frozen=True)
+class CheckpointView:
+    """A whole checkpoint of which one tensor is read at a time.
+
+    Args:
+        catalogue: its matrices.
+        read: site -> W (out, in) as stored.
+        config: its `config.json`, empty when there is none.
+        sites: the matrices that the run is about.
+    """
+
+    catalogue: Catalogue
+    read: Callable[[Site], Tensor]
+    config: Mapping[str, Any]
+    sites: Sequence[Site]
+
+
+@dataclass(frozen=True)
+class TextView:
+    """What is known before calibration text runs.
+
+    Args:
+        catalogue: the matrices of the model.
+        sites: those that the run is about.
+        config: the model's `config.json`, empty when there is none.
+        causal: whether the model predicts the next token.
+        texts: number of texts; 0 when the input is tensors.
+        seed: of everything that draws numbers.
+    """
+
+    catalogue: Catalogue
+    sites: Sequence[Site]
+    config: Mapping[str, Any]
+    causal: bool
+    texts: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """The live model and the text, for measures that run it themselves. It must be left as it was found.
+
+    Args:
+        model: in evaluation mode; not to be changed.
+        catalogue: its matrices.
+        sites: those that the run is about.
+        batches: calibration batches (`data.Batch`, tensors, or tuples of tensors).
+        config: the model's `config.json`, empty when there is none.
+        causal: whether the model predicts the next token.
+        loss: for a plain module: (output, batch) -> scalar; None means next-token cross-entropy, or none at all.
+        other: a second live model, where two are compared.
+        seed: of everything that draws numbers.
+    """
+
+    model: nn.Module
+    catalogue: Catalogue
+    sites: Sequence[Site]
+    batches: Sequence[Any]
+    config: Mapping[str, Any]
+    causal: bool
+    loss: Callable[[Any, Any], Tensor] | None = None
+    other: nn.Module | None = None
+    seed: int = 0
+
+
+class Observer(Protocol):
+    """What an `OfText` measure does while text runs: it is fed activations and keeps sums, never the activations of all texts.
+
+    `x` are the rows of real tokens, (t, n), padding removed; `text` (t,) says which text of the run each row belongs to.
+    """
+
+    def wants(self) -> Iterable[tuple[str, Literal["in", "out"]]]:
+        """(module path, side) of everything it must see: linears, blocks, the embedding."""
+        ...
+
+    def see(self, module: str, side: Literal["in", "out"], x: Tensor, text: Tensor) -> None:
+        """Rows that passed."""
+        ...
+
+    def records(self) -> Iterable[Record]:
+        """After the last batch."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfSpectrum(Measure):
+    """A measure that reads the singular values of one weight.
+
+    Args:
+        compute: (singular values, float64, descending; shape) -> value or `Found`.
+    """
+
+    reads: ClassVar[Reads] = "spectrum"
+    compute: Callable[[Tensor, tuple[int, int]], Any]
+
+    def of(self, view: WeightView) -> Record:
         """The record of one module; a zero matrix gives an invalid one."""
-        if len(s) == 0 or float(s.max()) == 0:
-            return Record(module, self.name, None, self.estimator, False, "the matrix is zero", self.settings)
-        return Record(module, self.name, self.compute(s, shape), self.estimator, True, self.note, self.settings)
+        s = view.spectrum
+        if len(s) == 0 or float(s[0]) == 0:
+            return self.missing(view.site.name, "the matrix is zero")
+        return self.record(view.site.name, self.compute(s, view.site.shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfWeight(Measure):
+    """A measure that reads one weight.
+
+    Args:
+        compute: view -> value or `Found`.
+    """
+
+    reads: ClassVar[Reads] = "weight"
+    compute: Callable[[WeightView], Any]
+
+    def of(self, view: WeightView) -> Record:
+        """The record of one module; a zero matrix gives an invalid one."""
+        if not bool(view.weight.any()):
+            return self.missing(view.site.name, "the matrix is zero")
+        return self.record(view.site.name, self.compute(view))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfPair(Measure):
+    """A measure that compares one weight in two checkpoints.
+
+    Args:
+        compute: view -> value or `Found`.
+    """
+
+    reads: ClassVar[Reads] = "pair"
+    compute: Callable[[PairView], Any]
+
+    def of(self, view: PairView) -> Record:
+        """The record of one module."""
+        return self.record(view.site.name, self.compute(view))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfCheckpoint(Measure):
+    """A measure that needs several weights at once.
+
+    Args:
+        compute: view -> records.
+    """
+
+    reads: ClassVar[Reads] = "checkpoint"
+    compute: Callable[[CheckpointView], Iterable[Record]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfText(Measure):
+    """A measure of activations.
+
+    Args:
+        observer: what is known before the run -> an observer.
+    """
+
+    reads: ClassVar[Reads] = "text"
+    observer: Callable[[TextView], Observer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfModel(Measure):
+    """A measure that runs the model itself.
+
+    Args:
+        compute: view -> records.
+    """
+
+    reads: ClassVar[Reads] = "model"
+    compute: Callable[[ModelView], Iterable[Record]]
+    default: bool = False

@@ -1,9 +1,9 @@
 """Effective rank: the exponential of the entropy of the normalised singular values."""
 
 from ..spectra.numbers import effective_rank
-from .base import Spectral
+from .base import OfSpectrum
 
-MEASURE = Spectral(
+MEASURE = OfSpectrum(
     name="effective_rank",
     title="Effective rank",
     paper="https://ieeexplore.ieee.org/document/7098875",

@@ -1,11 +1,11 @@
 """Energy ranks: how many singular values hold 50%, 90% and 99% of the squared Frobenius norm."""
 
 from ..spectra.numbers import energy_rank
-from .base import Spectral
+from .base import OfSpectrum
 
 SHARES = (0.5, 0.9, 0.99)
 
-MEASURE = Spectral(
+MEASURE = OfSpectrum(
     name="energy_ranks",
     title="Energy ranks at 50%, 90% and 99%",
     paper="doi:10.1007/BF02288367",

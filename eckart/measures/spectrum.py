@@ -1,9 +1,9 @@
 """The singular values themselves, on at most 64 logarithmically spaced ranks."""
 
 from ..spectra.numbers import POINTS, thin
-from .base import Spectral
+from .base import OfSpectrum
 
-MEASURE = Spectral(
+MEASURE = OfSpectrum(
     name="spectrum",
     title="Singular values",
     paper="doi:10.1007/BF02288367",

@@ -1,9 +1,9 @@
 """Stable rank: squared Frobenius norm over squared spectral norm."""
 
 from ..spectra.numbers import stable_rank
-from .base import Spectral
+from .base import OfSpectrum
 
-MEASURE = Spectral(
+MEASURE = OfSpectrum(
     name="stable_rank",
     title="Stable rank",
     paper="doi:10.1145/1255443.1255449",

@@ -10,8 +10,7 @@ from typing import Any
 
 from ..axes.protocols import Site
 from ..errors import UsageError, did_you_mean
-from ..linalg import svdvals
-from ..measures.base import Record
+from ..measures.base import Record, WeightView
 from ..progress import track
 from ..registry import get_object, list_entries
 from .host import Host, open_host
@@ -90,9 +89,9 @@ def _site(host: Host, site: Site, chosen: Sequence[Any]) -> tuple[list[Record], 
     bad = int((~torch.isfinite(weight)).sum()) if weight.is_floating_point() else 0
     why = f"{bad} values are NaN or Inf" if bad else "" if weight.is_floating_point() else f"stored as {weight.dtype}, not as real numbers"
     if why:
-        return [Record(site.name, m.name, None, m.estimator, False, why, m.settings) for m in chosen], f"{site.name}: {why}; not measured."
-    s = svdvals(weight)
-    return [m.record(site.name, s, site.shape) for m in chosen], ""
+        return [m.missing(site.name, why) for m in chosen], f"{site.name}: {why}; not measured."
+    view = WeightView(site, lambda _: weight)
+    return [m.of(view) for m in chosen], ""
 
 
 def _layer(site: Site, records: Sequence[Record], note: str) -> dict[str, Any]:

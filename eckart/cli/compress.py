@@ -1,0 +1,100 @@
+"""`eckart compress`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from ..errors import UsageError
+from .base import Flag, Json, Out, Quiet, Settings, app, command, console, plain_table, print_json, sentences
+
+
+@app.command
+def compress(
+    model: str, /, *, out: Out = None, recipe: str = "svd_llm", keep: float | None = None,
+    calib: Path | None = None, settings: Settings = None, as_form: Annotated[Literal["factored", "dense"], Parameter(name=("--form", "--as"))] = "factored",
+    dry_run: Annotated[Literal["plan", "spectra"] | None, Parameter(name="--dry-run")] = None, seed: int = 0, eval_text: Annotated[Path | None, Parameter(name="--eval")] = None,
+    stats: Path | None = None,
+    max_stats: int = 4 << 30, max_length: int | None = None, batch_size: int = 8, probes: int = 3, device: str | None = None, overwrite: Flag = False, workers: int = 1,
+    as_json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Store a model's linear layers in fewer parameters.
+
+    Parameters
+    ----------
+    model:
+        Folder or Hub id.
+    out:
+        Folder to write.
+    recipe:
+        A name from `eckart ls --verb compress`, or a YAML file.
+    keep:
+        Share of the targeted layers' parameters that is stored, in (0, 1].
+    calib:
+        Calibration text: .txt (a line per text) or .jsonl.
+    as_form:
+        factored stores pairs; dense multiplies them back.
+    dry_run:
+        Print the plan and stop; =spectra goes on until ranks are known.
+    seed:
+        Of everything that draws numbers.
+    eval_text:
+        Text on which original and result are compared.
+    stats:
+        File of statistics: read when it exists, written when it does not.
+    max_stats:
+        Larger statistics are not written, in bytes.
+    max_length:
+        Tokens per window of calibration text.
+    batch_size:
+        Calibration texts per forward pass.
+    probes:
+        Random projections per text, for encoders under a recipe with gradients.
+    device:
+        Where the model runs for statistics, for instance cuda.
+    overwrite:
+        Replace the folder once the new one is complete.
+    workers:
+        Matrices factorised side by side.
+    """
+    from ..axes.border import from_yaml
+    from ..verbs.compress import compress as run
+
+    if out is None and dry_run is None:
+        raise UsageError("compress writes a folder: give -o OUT, or --dry-run to see the plan.")
+    what: Any = recipe
+    if recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe)
+        if not path.is_file():
+            raise UsageError(f"--recipe {recipe}: no such file. Names without .yaml are looked up; `eckart ls` shows them.")
+        what = from_yaml(path.read_text(encoding="utf-8"))
+    made = run(
+        model, what, keep, calib=calib, out=out if dry_run is None else None, form=as_form, seed=seed, dry_run={"plan": True, None: False}.get(dry_run, "spectra"),
+        settings=settings or (), stats=stats,
+        max_stats=max_stats, max_length=max_length, batch_size=batch_size, probes=probes, device=device, overwrite=overwrite, workers=workers, command=command(),
+        evaluate_on=eval_text,
+    )  # fmt: skip
+    if as_json:
+        print_json({"plan": made.plan.to_dict(), "report": made.report, "path": str(made.path) if made.path else None})
+        return
+    if not quiet:
+        _plan_table(made.plan)
+    sentences(made.report)
+    if made.path is not None:
+        print(f"model:  {made.path}\nreport: {made.path / 'report.html'}")
+
+
+def _plan_table(plan: Any) -> None:
+    table = plain_table()
+    table.add_column("layer", overflow="fold")
+    for column in ("shape", "rank", "algorithm", "bytes", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    seconds = {j.name: sum(x.seconds for s in plan.stages for x in s.jobs if x.name == j.name) for j in plan.jobs}
+    for job in plan.jobs:
+        rank = "dense" if job.state == "dense" else f"<= {job.cap}" if job.state == "undecided" else str(job.rank)
+        table.add_row(job.name, f"{job.shape[0]}x{job.shape[1]}", rank, job.algorithm, f"{job.bytes:,}", f"{seconds[job.name]:.2f}")
+    console().print(table)
+    measured = "; ".join(plan.statistics) or "nothing"
+    print(f"measures: {measured}. Predicted time of factorisations: {plan.seconds:.1f} s.")
