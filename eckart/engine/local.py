@@ -6,7 +6,7 @@ import contextvars
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import EckartError, UsageError
 
@@ -40,7 +40,21 @@ class Local:
         if self.retries < 0:
             raise UsageError(f"retries: expected at least 0, found {self.retries}.")
 
-    def run(self, fn: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+    @property
+    def remote(self) -> bool:
+        """Jobs run in this process."""
+        return False
+
+    @property
+    def leads(self) -> bool:
+        """There is no other process."""
+        return True
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        """The value itself."""
+        return make()
+
+    def run(self, fn: Callable[[Job], Result], jobs: Iterable[Job], cost: Callable[[Job], float] | None = None) -> Iterator[Result]:
         """Yield the results as they come; with one worker, in the order of the jobs."""
         if self.workers == 1:
             for job in jobs:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import Incomplete, Refused, UsageError, did_you_mean
 from ..progress import track
-from . import _os, dtypes, files, work
+from . import _os, files, parts, work
 from .digest import shard_digests
 from .guard import check_output, resolve_output
 from .index import INDEX, check_relative
@@ -28,7 +28,6 @@ from .source import Source
 if TYPE_CHECKING:
     from torch import Tensor
 
-Pieces = Callable[[], "Iterator[memoryview] | Iterator[bytes]"]
 FORMAT = "1"  # of the work folder; part of every fingerprint
 
 
@@ -152,12 +151,35 @@ class Writer:
             Refused: a finished job gave other values.
             Incomplete: the disk failed.
         """
-        for name, tensor in tensors.items():
-            spec = self._spec(name)
-            if tuple(tensor.shape) != tuple(spec.shape) or dtypes.name_of(tensor.dtype) != spec.dtype:
-                found = f"{dtypes.name_of(tensor.dtype)} {list(tensor.shape)}"
-                raise UsageError(f"job {job!r}: tensor {name!r} is {found}, the layout has {spec.dtype} {list(spec.shape)}.")
-        self._finish(job, {name: partial(_one, tensor) for name, tensor in tensors.items()}, record)
+        for name in tensors:
+            self._spec(name)
+        parts.check(job, tensors, self.layout.places)
+        self._finish(job, {name: partial(parts.one_piece, tensor) for name, tensor in tensors.items()}, record)
+
+    @property
+    def shards(self) -> Path:
+        """The folder with the shards while the writer is open: where `parts.write_job` writes in another process."""
+        return self._work / work.NEW
+
+    def adopt(self, entry: Entry) -> None:
+        """Count a job that `parts.write_job` has written, here or in another process; `commit` reads every byte back.
+
+        Raises:
+            UsageError: another job wrote one of its tensors.
+            Refused: the job is finished with other values.
+            Incomplete: the disk failed.
+        """
+        journal = self._open_journal()
+        for name in entry.tensors:
+            self._spec(name)
+        before = self._claim(entry.job, entry.tensors)
+        if before is not None:
+            self._same(before, entry.tensors)
+            return
+        with self._disk():
+            journal.append(entry)
+        with self._state:
+            self._entries[entry.job] = entry
 
     def copy(
         self, job: str, reader: Source, names: str | Sequence[str] | Mapping[str, str], record: Mapping[str, Any] | None = None
@@ -172,7 +194,7 @@ class Writer:
         """
         if not isinstance(names, Mapping):
             names = dict.fromkeys((names,) if isinstance(names, str) else names, "")
-        pieces: dict[str, Pieces] = {}
+        pieces: dict[str, parts.Pieces] = {}
         for name, source in names.items():
             spec, info = self._spec(name), reader.info(source or name)
             if (info.dtype, info.shape) != (spec.dtype, tuple(spec.shape)):
@@ -284,37 +306,33 @@ class Writer:
                 digest.update(piece)
         return digest.hexdigest()
 
-    def _finish(self, job: str, pieces: Mapping[str, Pieces], record: Mapping[str, Any] | None) -> None:
+    def _finish(self, job: str, pieces: Mapping[str, parts.Pieces], record: Mapping[str, Any] | None) -> None:
         journal, plain = self._open_journal(), journal_plain(job, record or {})
-        with self._state:
-            for name in pieces:
-                if self._owner.get(name, job) != job:
-                    raise UsageError(f"job {job!r}: tensor {name!r} belongs to job {self._owner[name]!r}.")
-            before = self._entries.get(job)
-            if before is None:
-                self._owner.update(dict.fromkeys(pieces, job))
+        before = self._claim(job, pieces)
         if before is not None:
-            if {name: _stream(parts, _forget) for name, parts in pieces.items()} != dict(before.tensors):
-                raise Refused(f"job {job!r}: is finished, and running it again gave other bytes; it is not deterministic.")
+            self._same(before, {name: parts.stream(piece, _forget) for name, piece in pieces.items()})
             return
         with self._disk():
-            entry = Entry(job, self._write(pieces), plain)
+            entry = Entry(job, parts.write_pieces(self.shards, self.layout.places, pieces), plain)
             journal.append(entry)
         with self._state:
             self._entries[job] = entry
 
-    def _write(self, pieces: Mapping[str, Pieces]) -> dict[str, str]:
-        digests: dict[str, str] = {}
-        by_file: dict[str, list[str]] = {}
-        for name in sorted(pieces):
-            by_file.setdefault(self.layout.places[name].file, []).append(name)
-        for file, names in by_file.items():
-            with files.opened(self._work / work.NEW / file, _os.UPDATE) as fd:
-                for name in names:
-                    start = self.layout.places[name].start
-                    digests[name] = _stream(pieces[name], lambda piece, at, fd=fd, start=start: files.write_at(fd, piece, start + at))
-                _os.fsync(fd)
-        return digests
+    def _claim(self, job: str, names: Iterable[str]) -> Entry | None:
+        """Note whose the tensors are; the entry of the job if it is finished."""
+        with self._state:
+            for name in names:
+                if self._owner.get(name, job) != job:
+                    raise UsageError(f"job {job!r}: tensor {name!r} belongs to job {self._owner[name]!r}.")
+            before = self._entries.get(job)
+            if before is None:
+                self._owner.update(dict.fromkeys(names, job))
+        return before
+
+    @staticmethod
+    def _same(before: Entry, digests: Mapping[str, str]) -> None:
+        if dict(digests) != dict(before.tensors):
+            raise Refused(f"job {before.job!r}: is finished, and running it again gave other bytes; it is not deterministic.")
 
     def _read_back(self, new: Path) -> dict[str, FileRow]:
         expected = self.digests
@@ -400,25 +418,6 @@ def _check_names(side_files: Mapping[str, bytes | Path], notes: Mapping[str, byt
 
 def _filled(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     return {job: record for job, record in records.items() if record}
-
-
-def _one(tensor: Tensor) -> Iterator[memoryview]:
-    yield dtypes.to_bytes(tensor)
-
-
-def _stream(pieces: Pieces, use: Callable[[memoryview, int], None]) -> str:
-    # the generator is closed here and not by the garbage collector: it may hold a file open
-    digest, offset, parts = hashlib.sha256(), 0, pieces()
-    try:
-        for part in parts:
-            piece = memoryview(part)
-            use(piece, offset)
-            digest.update(piece)
-            offset += len(piece)
-    finally:
-        if isinstance(parts, Generator):
-            parts.close()
-    return digest.hexdigest()
 
 
 def _forget(_piece: memoryview, _offset: int) -> None:

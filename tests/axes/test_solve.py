@@ -121,7 +121,7 @@ def test_two_sided_without_an_out_metric_is_svd_llm() -> None:
 
 def test_asvd_with_power_zero_is_svd() -> None:
     flat = get_recipe("asvd").with_(metric=metric.InputScale(of="absmean", power=0.0))
-    assert torch.allclose(dense(run(flat, 5)), dense(run(get_recipe("svd"), 5)), atol=1e-6)
+    assert torch.allclose(dense(run(flat, 5)), dense(run(get_recipe("svd"), 5)), atol=5e-6)  # svd computes in float32
 
 
 def test_each_metric_wins_in_its_own_sense() -> None:
