@@ -14,10 +14,9 @@ from .axes.recipe import Recipe
 from .axes.solve import adds_bias, cost
 from .errors import UsageError
 from .linalg.choose import choose
+from .linalg.weighted import TOL
 from .seeds import seed_of
 from .store.dtypes import nbytes
-
-COMPUTE = "float64"  # weighted problems are solved in float64: see linalg.weighted
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ class Plan:
         stages: in order.
         skipped: linear layer -> why it is left alone.
         decides: when ranks are known.
+        threads: of torch, in every job: another number may round otherwise.
     """
 
     recipe: Mapping[str, Any]
@@ -83,6 +83,7 @@ class Plan:
     stages: tuple[Stage, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
     decides: Decides = "shape"
+    threads: int = 1
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -110,10 +111,9 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of everything that decides the result."""
-        text = json.dumps(
-            {"plan": self.to_dict() | {"stages": [[j.name, j.rank, j.algorithm, j.seed] for j in self.jobs]}}, sort_keys=True, default=str
-        )
+        """sha256 of everything that decides the result. Equal before and after ranks are decided, since ranks follow from the rest."""
+        stages = [[[j.name, j.tensors, j.algorithm, j.seed] for j in s.jobs] for s in self.stages]
+        text = json.dumps({"plan": self.to_dict() | {"stages": stages}}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def decided(self, ranks: Mapping[str, int | None], costs: Mapping[str, Cost]) -> Plan:
@@ -137,8 +137,13 @@ def when(recipe: Recipe) -> Decides:
     return "spectra" if recipe.budget.kind in ("energy", "error", "threshold") else recipe.allocate.decides
 
 
+def compute_dtype(recipe: Recipe) -> str:
+    """Precision of the factorisations: the core's own without a metric, float64 in one (see `linalg.weighted`)."""
+    return "float32" if recipe.metric is None or recipe.metric.kind == "identity" else "float64"
+
+
 def make_plan(
-    recipe: Recipe, bundles: Sequence[Bundle], *, model: str, source: str, seed: int, skipped: Mapping[str, str], device: str = "cpu"
+    recipe: Recipe, bundles: Sequence[Bundle], *, model: str, source: str, seed: int, skipped: Mapping[str, str], device: str = "cpu", threads: int = 1,
 ) -> tuple[Plan, dict[str, Cost]]:  # fmt: skip
     """A plan from shapes alone: no tensor is read.
 
@@ -148,6 +153,7 @@ def make_plan(
         model, source, seed: identity of the run.
         skipped: linear layers left alone, with reasons.
         device: where factorisations run.
+        threads: of each job.
 
     Returns:
         (plan, cost of each bundle by name).
@@ -168,13 +174,14 @@ def make_plan(
     _check_budget(recipe, costs)
     waves = when(recipe)
     ranks = recipe.allocate({}, costs, recipe.budget) if waves == "shape" else {}
+    compute = compute_dtype(recipe)
     cut = []
     for b in bundles:
         c = costs[b.name]
         rank = ranks.get(b.name)
         state = "undecided" if waves != "shape" else "dense" if rank is None else "factored"
         after = c.at(c.break_even if state == "undecided" else rank)
-        chosen = choose(b.shape[0], b.shape[1], rank or c.break_even or 1, dtype=COMPUTE, device=device, tol=1e-6)
+        chosen = choose(b.shape[0], b.shape[1], rank or c.break_even or 1, dtype=compute, device=device, tol=TOL)
         exact = waves != "shape"
         seconds = 0.0 if exact or state == "dense" else chosen.seconds
         tensors = tuple(k for s in b.sites for k in s.tensors)
@@ -185,13 +192,13 @@ def make_plan(
     stages: list[Stage] = []
     if waves != "shape":
         wave = [
-            replace(j, algorithm="gram", seconds=choose(j.shape[0], j.shape[1], None, dtype=COMPUTE, device=device, tol=1e-6).seconds, after=j.before, bytes=0)
+            replace(j, algorithm="gram", seconds=choose(j.shape[0], j.shape[1], None, dtype=compute, device=device, tol=TOL).seconds, after=j.before, bytes=0)
             for j in cut
         ]  # fmt: skip
         stages.append(Stage("spectra", tuple(wave)))
     stages.append(Stage("cut", tuple(cut)))
     needs = sorted(f"{s.kind} at {s.at}, {s.via}" + (f", {s.probe}" if s.via == "backward" else "") for s in recipe.needs())
-    plan = Plan(to_dict(recipe), model, source, seed, tuple(needs), tuple(stages), dict(skipped), waves)
+    plan = Plan(to_dict(recipe), model, source, seed, tuple(needs), tuple(stages), dict(skipped), waves, threads)
     return plan, costs
 
 

@@ -1,28 +1,46 @@
-"""Run a plan with the whole model at hand: spectra if the allocation wants them, the decision, then the cut, bundle by bundle."""
+"""Run a plan: spectra if the allocation wants them, the decision, then the cut, on any engine.
+
+The bundles come in groups, with the statistics of each: one group when all statistics are at hand, one per block when a runner measures
+block by block.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from ..axes.protocols import Bundle, Cost, Edits, Parts, Read, StatsView
-from ..axes.recipe import Recipe
-from ..axes.solve import ReadBias, solve, spectrum
+from ..axes.protocols import Bundle, Cost, Edits, Parts, StatsView
 from ..engine import Engine
 from ..plan import Job, Plan
 from ..progress import track
+from ..store import TensorInfo
+from ..store.journal import Entry
+from .jobs import Context, Desk, Look, Task, Write
 
 CACHE_BYTES = 2 << 30  # bases of wave one kept for the cut; beyond it a bundle is factorised again
 
 
 @dataclass(frozen=True)
-class Context:
-    """What every job of a run shares."""
+class Group:
+    """Bundles whose statistics are at hand together.
 
-    recipe: Recipe
-    read: Read
-    read_bias: ReadBias
+    Args:
+        bundles: what is solved.
+        stats: their statistics, in this process.
+        file: the same for other processes; "" where nothing is measured.
+        take: told the edits of each bundle, where what follows is measured through them.
+    """
+
+    bundles: Sequence[Bundle]
     stats: StatsView
+    file: str = ""
+    take: Callable[[Edits], None] | None = None
+
+
+Sweep = Callable[[], Iterable[Group]]
+Places = Mapping[str, Mapping[str, TensorInfo]]
+Cut = tuple[Job, Edits] | Entry
+"""A finished job: its edits, or the journal entry of tensors that another process has written."""
 
 
 @dataclass(frozen=True)
@@ -30,54 +48,98 @@ class Seen:
     """What wave one learnt of a bundle: the value of each rank, and the parts if they were kept."""
 
     curve: tuple[float, ...]
-    parts: Parts | None
+    parts: Parts | None = None
 
 
-def decide(
-    plan: Plan, costs: Mapping[str, Cost], bundles: Sequence[Bundle], context: Context, engine: Engine
-) -> tuple[Plan, dict[str, Seen]]:
+@dataclass(frozen=True)
+class Run:
+    """How a plan is run; never what comes out.
+
+    Args:
+        context: what jobs share in this process; its statistics are replaced by each group's.
+        engine: where jobs run.
+        desk: what they are given in another process, None for an engine that has none.
+        cache: bytes of bases kept between the waves.
+    """
+
+    context: Context
+    engine: Engine
+    desk: Desk | None = None
+    cache: int = CACHE_BYTES
+
+
+def decide(plan: Plan, costs: Mapping[str, Cost], sweep: Sweep, run: Run) -> tuple[Plan, dict[str, Seen]]:
     """Wave one and the allocation. A plan whose ranks follow from shapes is returned as it is."""
     if plan.decides == "shape":
         return plan, {}
     jobs = {j.name: j for j in plan.stages[0].jobs}
-    kept = 0
-    keep: set[str] = set()
-    for b in bundles:  # by size in plan order, so that what is cached does not depend on the order of arrival
-        kept += 8 * jobs[b.name].cap * sum(b.shape)
-        if kept <= CACHE_BYTES:
-            keep.add(b.name)
+    keep = _kept(plan, run.cache)
+    seen: dict[str, Seen] = {}
+    for group in sweep():
+        tasks = [_task(jobs[b.name], b, max(1, jobs[b.name].cap)) for b in group.bundles]
+        context = replace(run.context, stats=group.stats)
 
-    def look(bundle: Bundle) -> tuple[str, Seen]:
-        job = jobs[bundle.name]
-        found = spectrum(context.recipe, bundle, context.read, context.stats, cap=max(1, job.cap), algorithm=job.algorithm, seed=job.seed)
-        return bundle.name, Seen(found.curve, found.parts if bundle.name in keep else None)
+        def look(task: Task, context: Context = context) -> dict[str, object]:
+            curve, parts = context.look(task)
+            return {"name": task.bundle.name, "curve": curve, "parts": parts if task.bundle.name in keep else None}
 
-    seen = dict(track(engine.run(look, bundles), "spectra", len(bundles)))
-    ranks = context.recipe.allocate({n: s.curve for n, s in seen.items()}, costs, context.recipe.budget)
+        fn = Look(_at(run.desk, group)) if run.engine.remote else look
+        for found in track(run.engine.run(fn, tasks, lambda t: t.seconds), "spectra", len(tasks)):
+            seen[found["name"]] = Seen(tuple(found["curve"]), found.get("parts"))
+    ranks = run.context.recipe.allocate({n: s.curve for n, s in seen.items()}, costs, run.context.recipe.budget)
     return plan.decided(ranks, costs), seen
 
 
 def cut(
-    plan: Plan, bundles: Sequence[Bundle], context: Context, seen: Mapping[str, Seen], engine: Engine, skip: frozenset[str] = frozenset()
-) -> Iterator[tuple[Job, Edits]]:
-    """The edits of every bundle that is factored, as they are ready; `skip` names those that an earlier run has stored."""
-    by_name = {b.name: b for b in bundles}
-    todo = [j for j in plan.jobs if j.state == "factored" and j.name not in skip]
+    plan: Plan, sweep: Sweep, run: Run, seen: Mapping[str, Seen], *, done: frozenset[str] = frozenset(), places: Places | None = None, shards: str = ""
+) -> Iterator[Cut]:  # fmt: skip
+    """Every bundle that is factored, as it is ready.
 
-    def one(job: Job) -> tuple[Job, Edits]:
-        assert job.rank is not None
-        earlier = seen.get(job.name)
-        parts = earlier.parts if earlier else None
-        return job, solve(
-            context.recipe,
-            by_name[job.name],
-            context.read,
-            context.read_bias,
-            context.stats,
-            rank=job.rank,
-            algorithm=job.algorithm,
-            seed=job.seed,
-            parts=parts,
-        )
+    Args:
+        plan: with ranks.
+        sweep: the bundles with their statistics.
+        run: where.
+        seen: what `decide` learnt.
+        done: jobs that an earlier run has stored; they are left out unless what follows is measured through them.
+        places: where the tensors of each job go, for an engine in other processes.
+        shards: the folder of the shards, likewise.
+    """
+    jobs = {j.name: j for j in plan.jobs if j.state == "factored"}
+    for group in sweep():
+        todo = [b for b in group.bundles if b.name in jobs and (group.take is not None or b.name not in done)]
+        tasks = [_task(jobs[b.name], b, jobs[b.name].rank or 1, places) for b in todo]
+        if run.engine.remote:
+            fn = Write(replace(_at(run.desk, group), shards=shards))
+            found = run.engine.run(fn, tasks, lambda t: t.seconds)
+            for raw in track(found, "factorising", len(tasks)):
+                yield Entry(raw["job"], raw["tensors"], raw["record"])
+            continue
+        context = replace(run.context, stats=group.stats)
 
-    yield from track(engine.run(one, todo), "factorising", len(todo))
+        def one(task: Task, context: Context = context) -> tuple[Job, Edits]:
+            earlier = seen.get(task.bundle.name)
+            return jobs[task.bundle.name], context.cut(task, earlier.parts if earlier else None)
+
+        for job, edits in track(run.engine.run(one, tasks), "factorising", len(tasks)):
+            if group.take is not None:
+                group.take(edits)
+            yield job, edits
+
+
+def _kept(plan: Plan, limit: int) -> frozenset[str]:
+    """Bundles whose bases stay in memory: in plan order, so that it does not depend on the order of arrival."""
+    spent, keep = 0, set[str]()
+    for job in plan.stages[0].jobs:
+        spent += 8 * job.cap * sum(job.shape)
+        if spent <= limit:
+            keep.add(job.name)
+    return frozenset(keep)
+
+
+def _task(job: Job, bundle: Bundle, rank: int, places: Places | None = None) -> Task:
+    return Task(bundle, rank, job.algorithm, job.seed, job.seconds, places[job.name] if places else {})
+
+
+def _at(desk: Desk | None, group: Group) -> Desk:
+    assert desk is not None, "an engine in other processes has a desk"
+    return replace(desk, stats=group.file)

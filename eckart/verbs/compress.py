@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,18 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..axes import Budget, Recipe
 from ..axes.border import override
-from ..axes.protocols import Bundle, Cost, Edits
+from ..axes.protocols import Bundle, Cost
 from ..data import load_texts
-from ..engine import Local
+from ..engine import Engine, engine_named
 from ..errors import Refused, UsageError
-from ..plan import Job, Plan, bundles_of, make_plan
+from ..plan import Plan, bundles_of, make_plan
 from ..progress import track
 from ..registry import get_recipe
-from ..runners.whole import Context, cut, decide
-from ..store import check_output
+from ..runners.jobs import Context, Desk, NoStats
+from ..runners.whole import Cut, Group, Places, Run, cut, decide
+from ..store import check_output, finished, read_manifest
+from ..store.journal import Entry
 from .calibrate import MAX_STATS, PROBES, Calibration, is_tensors, load_calibration, measure
 from .host import Host, open_host
-from .output import apply_edits, write_folder
+from .output import MAX_SHARD, apply_edits, versions, write_folder
 from .summary import compress_report
 
 if TYPE_CHECKING:
@@ -84,6 +88,9 @@ def compress(
     device: str | None = None,
     overwrite: bool = False,
     workers: int = 1,
+    threads: int | None = None,
+    engine: str | Engine = "local",
+    max_shard_bytes: int = MAX_SHARD,
     stats: Stats | str | Path | None = None,
     max_stats: int = MAX_STATS,
     loss: Any = None,
@@ -112,6 +119,9 @@ def compress(
         device: where the live model runs ("cuda"); None is the CPU for folders, the module's own device otherwise.
         overwrite: replace an existing `out` once the new one is complete.
         workers: bundles factorised side by side; never changes a byte.
+        threads: of torch in every job; None is what torch has now. Part of the plan: another number may round otherwise.
+        engine: "local", "ray", "ray:ADDRESS", "torchrun", or an `Engine`. The last three need `out` on a disk that all processes see.
+        max_shard_bytes: size at which the output begins a new file.
         stats: statistics of an earlier run on the same model and data, or a file: read when it exists, written when it does not.
         max_stats: larger statistics are not written to that file, in bytes.
         loss: for a plain module under a recipe with gradients: (output, batch) -> scalar.
@@ -141,45 +151,121 @@ def compress(
     how = Calibration(texts, max_length, batch_size, seed, probes, loss, Path(stats) if isinstance(stats, str | Path) else None, max_stats)
     example = texts[0][:1] if is_tensors(texts) else None
     host = open_host(model, tokenizer, device, example)
-    if out is not None:
-        check_output(out, [host.path] if host.path else [], overwrite)
-    evaluate_on = load_texts(evaluate_on) if evaluate_on is not None else None
-    plan, costs, bundles = _plan(host, rec, seed)
-    describe = partial(compress_report, recipe=rec, host=host, command=command)
-    if dry_run is True:
-        return Compressed(plan, describe(plan, records={}))
-    _refuse_damage(host, bundles)
-    clock = {"checks": time.perf_counter() - began}
-    if rec.needs() and given is None:
-        given = measure(host, rec.needs(), [s for b in bundles for s in b.sites], how)
-    clock["statistics"] = time.perf_counter() - began - sum(clock.values())
-    context = Context(rec, host.read, host.reader.read, given or _NoStats())
-    engine = Local(workers=workers)
-    plan, seen = decide(plan, costs, bundles, context, engine)
-    clock["spectra"] = time.perf_counter() - began - sum(clock.values())
-    if dry_run == "spectra":
-        return Compressed(plan, describe(plan, records={}), stats=given)
-    small = _copy(host) if out is None or evaluate_on is not None else None
+    with torch_threads(threads) as count:
+        runs = engine_named(engine, workers, count) if isinstance(engine, str) else engine
+        if runs.remote and (out is None or host.path is None or evaluate_on is not None):
+            raise UsageError(
+                "this engine runs jobs in other processes: it needs a checkpoint folder, out=FOLDER, and no evaluation in the same run."
+            )
+        evaluate_on = load_texts(evaluate_on) if evaluate_on is not None else None
+        plan, costs, bundles = _plan(host, rec, seed, count)
+        describe = partial(compress_report, recipe=rec, host=host, command=command)
+        if dry_run is True:
+            if out is not None:
+                check_output(out, [host.path] if host.path else [], overwrite)
+            return Compressed(plan, describe(plan, records={}))
+        clock = Clock(began)
+        if out is not None and runs.leads and not (overwrite or _is_output(out)):
+            check_output(out, [host.path] if host.path else [], overwrite)
+        content = runs.share(lambda: _content(host, bundles))
+        clock.lap("checks")
+        if rec.needs() and given is None:
+            given = measure(host, rec.needs(), [s for b in bundles for s in b.sites], how)
+        clock.lap("statistics")
+        identity = _identity(host, plan, given) | {"content": content}
+        if out is not None and _is_output(out) and not overwrite:
+            if finished(out, identity):
+                return Compressed(plan, json.loads((Path(out) / "report.json").read_text(encoding="utf-8")), path=Path(out), stats=given)
+            check_output(out, [host.path] if host.path else [], overwrite)
+        run = Run(Context(rec, host.read, host.reader.read, given or NoStats()), runs, _desk(host, rec, count, runs))
+        sweep = partial(_one_group, bundles, given, "")
+        plan, seen = decide(plan, costs, sweep, run)
+        clock.lap("spectra")
+        if dry_run == "spectra":
+            return Compressed(plan, describe(plan, records={}), stats=given)
+        small = _copy(host) if out is None or evaluate_on is not None else None
 
-    def finish(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        clock["cut"] = time.perf_counter() - began - sum(clock.values())
-        if small is not None:
-            _mark(small, rec, plan)
-        rows = _compare(host, small, evaluate_on) if evaluate_on is not None else []
-        clock["evaluation"] = time.perf_counter() - began - sum(clock.values())
-        return describe(plan, records=records, evaluation=rows, timings=clock)
-
-    def edits_of(skip: frozenset[str]) -> Iterator[tuple[Job, Edits]]:
-        for job, edits in cut(plan, bundles, context, seen, engine, frozenset() if small is not None else skip):
+        def finish(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+            clock.lap("cut")
             if small is not None:
-                apply_edits(small, job, edits)
-            yield job, edits
+                _mark(small, rec, plan)
+            rows = _compare(host, small, evaluate_on) if evaluate_on is not None else []
+            clock.lap("evaluation")
+            return describe(plan, records=records, evaluation=rows, timings=clock.laps)
 
-    if out is None:
-        return Compressed(plan, finish({job.name: edits.record for job, edits in edits_of(frozenset())}), model=small, stats=given)
-    data = given.fingerprint if given else ""
-    report = write_folder(Path(out), host, rec, plan, bundles, edits_of, finish, overwrite=overwrite, data=data)
-    return Compressed(plan, report, path=Path(out), stats=given)
+        def cuts(done: frozenset[str], places: Places | None = None, shards: str = "") -> Iterator[Cut]:
+            skip = frozenset[str]() if small is not None else done
+            for one in cut(plan, sweep, run, seen, done=skip, places=places, shards=shards):
+                if small is not None and not isinstance(one, Entry):
+                    apply_edits(small, *one)
+                yield one
+
+        if out is None:
+            records = {job.name: edits.record for job, edits in (c for c in cuts(frozenset()) if not isinstance(c, Entry))}
+            return Compressed(plan, finish(records), model=small, stats=given)
+        report = write_folder(
+            Path(out), host, rec, plan, bundles, cuts, finish,
+            engine=runs, identity=identity, overwrite=overwrite, max_shard_bytes=max_shard_bytes, resume=command,
+        )  # fmt: skip
+        return Compressed(plan, report, path=Path(out), stats=given)
+
+
+def _one_group(bundles: Sequence[Bundle], stats: Stats | None, file: str) -> Iterable[Group]:
+    """All bundles at once."""
+    yield Group(bundles, stats or NoStats(), file)
+
+
+def _desk(host: Host, rec: Recipe, threads: int, engine: Engine) -> Desk | None:
+    return Desk(str(host.path), rec, threads) if engine.remote else None
+
+
+def _identity(host: Host, plan: Plan, stats: Stats | None) -> dict[str, str]:
+    """What a resume, and a finished output, must agree with."""
+    return {
+        "plan": plan.fingerprint,
+        "source": host.reader.fingerprint,
+        "statistics": stats.fingerprint if stats else "",
+        "versions": json.dumps(versions(), sort_keys=True),
+    }
+
+
+def _is_output(out: str | Path) -> bool:
+    """Whether an earlier run of ours has made this folder."""
+    try:
+        read_manifest(Path(out))
+    except Refused:
+        return False
+    return True
+
+
+class Clock:
+    """Seconds per step."""
+
+    def __init__(self, began: float) -> None:
+        self.last = began
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """What has passed since the last lap belongs to `name`."""
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self.last
+        self.last = now
+
+
+@contextlib.contextmanager
+def torch_threads(wanted: int | None) -> Iterator[int]:
+    """Within the block torch uses that many threads, also in threads started there; yields the number."""
+    import torch
+
+    before = torch.get_num_threads()
+    if wanted is not None and wanted < 1:
+        raise UsageError(f"threads: expected at least 1, found {wanted}.")
+    count = wanted if wanted is not None else before
+    torch.set_num_threads(count)
+    try:
+        yield count
+    finally:
+        torch.set_num_threads(before)
 
 
 def _compare(host: Host, small: Any, texts: Any) -> list[dict[str, Any]]:
@@ -189,7 +275,7 @@ def _compare(host: Host, small: Any, texts: Any) -> list[dict[str, Any]]:
     return evaluate(small, texts, against=host.live(), tokenizer=host.tokenizer())["rows"]
 
 
-def _plan(host: Host, rec: Recipe, seed: int) -> tuple[Plan, dict[str, Cost], list[Bundle]]:
+def _plan(host: Host, rec: Recipe, seed: int, threads: int) -> tuple[Plan, dict[str, Cost], list[Bundle]]:
     sites, skipped = rec.target.sites(host.catalogue)
     missing = {n: why for n, why in host.catalogue.notes.items() if "checkpoint" in why}
     for name, why in missing.items():
@@ -197,14 +283,19 @@ def _plan(host: Host, rec: Recipe, seed: int) -> tuple[Plan, dict[str, Cost], li
             f"{host.name}: the weight of {name} is unusable: {why}. The checkpoint is incomplete or belongs to another model; get it again."
         )
     bundles = bundles_of(rec, sites)
-    plan, costs = make_plan(rec, bundles, model=host.name, source=host.reader.fingerprint, seed=seed, skipped=skipped)
+    plan, costs = make_plan(rec, bundles, model=host.name, source=host.reader.fingerprint, seed=seed, skipped=skipped, threads=threads)
     return plan, costs, bundles
 
 
-def _refuse_damage(host: Host, bundles: Sequence[Bundle]) -> None:
-    """Every targeted tensor is finite, before an hour of statistics is spent on the others."""
+def _content(host: Host, bundles: Sequence[Bundle]) -> str:
+    """sha256 of every targeted tensor, each of which must be finite, before an hour of statistics is spent on the others."""
+    import hashlib
+
     import torch
 
+    from ..store.dtypes import to_bytes
+
+    digest = hashlib.sha256()
     for bundle in track(bundles, "checking weights"):
         for key in [k for s in bundle.sites for k in (*s.tensors, *((s.bias,) if s.bias else ()))]:
             value = host.reader.read(key)
@@ -213,13 +304,9 @@ def _refuse_damage(host: Host, bundles: Sequence[Bundle]) -> None:
                 raise Refused(
                     f"{key}: {bad} of {value.numel()} values are NaN or Inf. Nothing was written; repair or re-download {host.name}."
                 )
-
-
-class _NoStats:
-    """Stands where a recipe measures nothing."""
-
-    def get(self, stat: Any, site: Any) -> Any:
-        raise Refused(f"{site.name}: {stat.kind} was never declared in `needs`, so it was not measured.")
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(to_bytes(value))
+    return digest.hexdigest()
 
 
 def _copy(host: Host) -> nn.Module:

@@ -14,16 +14,20 @@ from ..axes.border import to_dict, to_yaml
 from ..axes.protocols import Bundle, Edits
 from ..axes.recipe import Recipe
 from ..axes.solve import adds_bias
+from ..engine import Engine
 from ..plan import Job, Plan
 from ..progress import track
-from ..store import Row, TensorSpec, Writer, account, copied, dropped, transformed
+from ..runners.whole import Cut, Places
+from ..store import Row, TensorSpec, Writer, account, copied, dropped, lay_out, transformed
+from ..store.journal import Entry
 
 if TYPE_CHECKING:
     from torch import nn
 
     from .host import Host
 
-Cut = Callable[[frozenset[str]], Iterable[tuple[Job, Edits]]]
+Cuts = Callable[[frozenset[str], Places, str], Iterable[Cut]]
+MAX_SHARD = 2 << 30  # bytes of tensors per file
 
 
 def versions() -> dict[str, str]:
@@ -72,11 +76,13 @@ class Folder:
         specs: tensors of the output.
         rows: transformed, copied and dropped ones, with reasons.
         copied: keys that no job touches.
+        writes: job -> the tensors that it writes.
     """
 
     specs: tuple[TensorSpec, ...]
     rows: tuple[Row, ...]
     copied: tuple[str, ...]
+    writes: Mapping[str, tuple[str, ...]]
 
 
 def lay_out_folder(reader: Any, recipe: Recipe, plan: Plan, bundles: Sequence[Bundle]) -> Folder:
@@ -84,12 +90,14 @@ def lay_out_folder(reader: Any, recipe: Recipe, plan: Plan, bundles: Sequence[Bu
     states = {j.name: j for j in plan.jobs}
     new: dict[str, list[TensorSpec]] = {}
     gone: dict[str, str] = {}
+    writes: dict[str, tuple[str, ...]] = {}
     for bundle in bundles:
         job, site = states[bundle.name], bundle.site
         if job.state != "factored" or job.rank is None:
             continue
         made = recipe.form.layout_of(bundle, job.rank, adds_bias(recipe))
         new[site.tensors[0]] = [TensorSpec(name, dtype, shape) for name, (dtype, shape) in made.items()]
+        writes[bundle.name] = tuple(made)
         if site.bias:
             gone[site.bias] = "" if site.bias in made else f"moved to {site.tensors[0].removesuffix('weight')}up.bias"
     specs: list[TensorSpec] = []
@@ -108,7 +116,7 @@ def lay_out_folder(reader: Any, recipe: Recipe, plan: Plan, bundles: Sequence[Bu
             specs.append(TensorSpec(key, info.dtype, tuple(info.shape)))
             rows.append(copied(key))
             copies.append(key)
-    return Folder(tuple(specs), tuple(rows), tuple(copies))
+    return Folder(tuple(specs), tuple(rows), tuple(copies), writes)
 
 
 def batches_of(keys: Sequence[str], reader: Any, most: int = 256 << 20) -> list[list[str]]:
@@ -135,8 +143,8 @@ def quantization_config(recipe: Recipe, jobs: Iterable[Job], bundles: Sequence[B
 
 
 def write_folder(
-    out: Path, host: Host, recipe: Recipe, plan: Plan, bundles: Sequence[Bundle], cuts: Cut, finish: Callable[[Mapping[str, Any]], dict[str, Any]],
-    *, overwrite: bool, data: str, max_shard_bytes: int = 2 << 30,
+    out: Path, host: Host, recipe: Recipe, plan: Plan, bundles: Sequence[Bundle], cuts: Cuts, finish: Callable[[Mapping[str, Any]], dict[str, Any]],
+    *, engine: Engine, identity: Mapping[str, str], overwrite: bool, max_shard_bytes: int = MAX_SHARD, resume: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Write the compressed checkpoint: all of it or nothing, resumable, every tensor accounted for.
 
@@ -144,46 +152,61 @@ def write_folder(
         out: folder to create.
         host: the source; tensors that no job touches are copied byte for byte.
         recipe, plan, bundles: the run, ranks decided.
-        cuts: called with the names of jobs already stored; yields the others, and may yield those again.
+        cuts: called with the names of jobs already stored, the places of their tensors and the folder of the shards; yields the others,
+            and may yield those again.
         finish: records by job name -> the report.
+        engine: in a process that does not lead, jobs are run and nothing else is done.
+        identity: what a resume must agree with.
         overwrite: swap an existing folder for the new one at the end.
-        data: fingerprint of the statistics.
         max_shard_bytes: size at which a new file begins.
+        resume: the command that goes on after an interruption.
 
     Returns:
         The report.
     """
+    folder = lay_out_folder(host.reader, recipe, plan, bundles)
+    if not engine.leads:
+        places = {job: {n: lay_out(folder.specs, max_shard_bytes).places[n] for n in names} for job, names in folder.writes.items()}
+        done, shards = engine.share(list)
+        for _ in cuts(frozenset(done), places, shards):
+            pass
+        return engine.share(dict)
+    with Writer(out, folder.specs, fingerprint=identity, overwrite=overwrite, max_shard_bytes=max_shard_bytes, resume=resume) as writer:
+        places = {job: {n: writer.layout.places[n] for n in names} for job, names in folder.writes.items()}
+        done, shards = engine.share(lambda: [sorted(writer.done), str(writer.shards)])
+        for cut in cuts(frozenset(done), places, shards):
+            if isinstance(cut, Entry):
+                writer.adopt(cut)
+            else:
+                job, edits = cut
+                writer.put(job.name, edits.tensors, record=dict(edits.record))
+        for keys in track(batches_of(folder.copied, host.reader), "copying"):
+            if f"copy {keys[0]}" not in writer.done:
+                writer.copy(f"copy {keys[0]}", host.reader, keys)
+        return engine.share(lambda: _commit(writer, host, recipe, plan, bundles, folder, finish))
+
+
+def _commit(
+    writer: Writer, host: Host, recipe: Recipe, plan: Plan, bundles: Sequence[Bundle], folder: Folder, finish: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:  # fmt: skip
+    """Report, config, manifest and side files, then the rename that makes it the output."""
     from ..report.card import model_card
     from ..report.html import render, to_json
 
-    folder = lay_out_folder(host.reader, recipe, plan, bundles)
-    identity = {
-        "plan": plan.fingerprint,
-        "source": host.reader.fingerprint,
-        "statistics": data,
-        "versions": json.dumps(versions(), sort_keys=True),
+    report = finish({j.name: writer.records[j.name] for j in plan.jobs if j.state == "factored"})
+    lasting = {k: v for k, v in report.items() if k not in ("timings", "command")}  # equal runs give equal files; clocks go to the notes
+    config = dict(host.reader.config)
+    if recipe.form.layout == "factored" and any(j.state == "factored" for j in plan.jobs):
+        config["quantization_config"] = quantization_config(recipe, plan.jobs, bundles)
+    side = host.side_files() | {
+        "eckart.yaml": to_yaml(recipe).encode(),
+        "report.json": to_json(lasting).encode(),
+        "README.md": model_card(lasting).encode(),
     }
-    with Writer(out, folder.specs, fingerprint=identity, overwrite=overwrite, max_shard_bytes=max_shard_bytes) as writer:
-        done = writer.done
-        for keys in track(batches_of(folder.copied, host.reader), "copying"):
-            if f"copy {keys[0]}" not in done:
-                writer.copy(f"copy {keys[0]}", host.reader, keys)
-        for job, edits in cuts(done):
-            writer.put(job.name, edits.tensors, record=dict(edits.record))
-        report = finish({j.name: writer.records[j.name] for j in plan.jobs if j.state == "factored"})
-        lasting = {k: v for k, v in report.items() if k != "timings"}  # equal runs give equal files; clocks go to the notes
-        config = dict(host.reader.config)
-        if recipe.form.layout == "factored" and any(j.state == "factored" for j in plan.jobs):
-            config["quantization_config"] = quantization_config(recipe, plan.jobs, bundles)
-        side = host.side_files() | {
-            "eckart.yaml": to_yaml(recipe).encode(),
-            "report.json": to_json(lasting).encode(),
-            "README.md": model_card(lasting).encode(),
-        }
-        notes = {
-            "run.json": (json.dumps({"timings": report.get("timings", {})}, indent=1) + "\n").encode(),
-            "report.html": render(report).encode(),
-        }
-        manifest = account(host.reader, folder.rows, recipe=to_dict(recipe), seed=plan.seed, versions=versions())
-        writer.commit(config, manifest, side, notes)
+    notes = {
+        "run.json": (json.dumps({"timings": report.get("timings", {}), "command": report.get("command")}, indent=1) + "\n").encode(),
+        "report.html": render(report).encode(),
+    }
+    manifest = account(host.reader, folder.rows, recipe=to_dict(recipe), seed=plan.seed, versions=versions())
+    writer.commit(config, manifest, side, notes)
     return report
