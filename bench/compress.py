@@ -14,7 +14,6 @@ import argparse
 import ast
 import inspect
 import json
-import platform
 import random
 import sysconfig
 import time
@@ -24,9 +23,9 @@ from typing import Any
 import torch
 
 import eckart as ek
+from bench.machine import processor, versions
 from eckart.axes import allocate, score
 from eckart.data import evaluate, load_texts
-from eckart.verbs.output import versions
 
 RATIOS = (0.8, 0.6, 0.4)
 RESULTS = Path(__file__).parent / "results"
@@ -149,7 +148,7 @@ def main() -> None:
     text = "\n".join(table(f) for f in found)
     print(text)
     if not names and not args.model:
-        machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "versions": versions()}
+        machine = {"cpu": processor(), "threads": torch.get_num_threads(), "versions": versions()}
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "compress.json").write_text(json.dumps({"machine": machine, "reference": REFERENCE, "models": found}, indent=1) + "\n")
         (RESULTS / "compress.md").write_text(text)

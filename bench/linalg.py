@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 import eckart.linalg as el
+from bench.machine import processor, versions
 
 RESULTS = Path(__file__).parent / "results"
 REST = 0.2  # seconds before each contestant: the threads of another BLAS (numpy's, scipy's) spin on for tens of milliseconds after a call
@@ -251,27 +251,6 @@ def three(x: float) -> float:
     return float(f"{x:.3g}")
 
 
-def machine(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "scipy", "scikit-learn"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
-    return found
-
-
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
         "| case | matrix | target | ours | excess (allowed) | met | method | others: time ratio, excess |",
@@ -311,12 +290,12 @@ def main() -> None:
             results.append(measure(case, args))
             print(table(results[-1:]).splitlines()[-1], flush=True)
     setting = {
-        "machine": machine(args.device),
+        "machine": processor(args.device),
         "device": args.device,
         "threads": args.threads,
         "runs": args.runs,
         "clock": args.clock,
-        "versions": versions(),
+        "versions": versions("scipy", "scikit-learn"),
     }
     text = f"# eckart.linalg against its peers\n\n{setting['machine']}, {args.threads} threads, medians of {args.runs} runs in turn, {args.clock} time. "
     text += f"Versions: {', '.join(f'{k} {v}' for k, v in setting['versions'].items())}.\n"

@@ -14,6 +14,7 @@ from .axes.recipe import Recipe
 from .axes.solve import adds_bias, cost
 from .errors import UsageError
 from .linalg.choose import choose
+from .linalg.peak import peak_bytes
 from .linalg.weighted import TOL
 from .seeds import seed_of
 from .store.dtypes import nbytes
@@ -34,6 +35,7 @@ class Job:
         before, after: parameters stored; `after` is an upper figure while undecided.
         bytes: bytes of the new tensors, likewise.
         seconds: predicted time of the factorisation on this machine's kind.
+        peak: most bytes of memory that the factorisation takes.
         seed: of the algorithms that draw numbers.
     """
 
@@ -48,6 +50,7 @@ class Job:
     after: int
     bytes: int
     seconds: float
+    peak: int
     seed: int
 
 
@@ -73,6 +76,7 @@ class Plan:
         skipped: linear layer -> why it is left alone.
         decides: when ranks are known.
         threads: of torch, in every job: another number may round otherwise.
+        memory: what takes how many bytes of memory at most, and "disk": bytes that will be written. Not part of the identity.
     """
 
     recipe: Mapping[str, Any]
@@ -84,6 +88,12 @@ class Plan:
     skipped: Mapping[str, str] = field(default_factory=dict)
     decides: Decides = "shape"
     threads: int = 1
+    memory: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> int:
+        """Most bytes of memory that the run takes in its leading process."""
+        return sum(v for k, v in self.memory.items() if k != "disk")
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -113,7 +123,7 @@ class Plan:
     def fingerprint(self) -> str:
         """sha256 of everything that decides the result. Equal before and after ranks are decided, since ranks follow from the rest."""
         stages = [[[j.name, j.tensors, j.algorithm, j.seed] for j in s.jobs] for s in self.stages]
-        text = json.dumps({"plan": self.to_dict() | {"stages": stages}}, sort_keys=True, default=str)
+        text = json.dumps({"plan": self.to_dict() | {"stages": stages, "memory": {}}}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def decided(self, ranks: Mapping[str, int | None], costs: Mapping[str, Cost]) -> Plan:
@@ -174,32 +184,49 @@ def make_plan(
     _check_budget(recipe, costs)
     waves = when(recipe)
     ranks = recipe.allocate({}, costs, recipe.budget) if waves == "shape" else {}
-    compute = compute_dtype(recipe)
-    cut = []
-    for b in bundles:
-        c = costs[b.name]
-        rank = ranks.get(b.name)
-        state = "undecided" if waves != "shape" else "dense" if rank is None else "factored"
-        after = c.at(c.break_even if state == "undecided" else rank)
-        chosen = choose(b.shape[0], b.shape[1], rank or c.break_even or 1, dtype=compute, device=device, tol=TOL)
-        exact = waves != "shape"
-        seconds = 0.0 if exact or state == "dense" else chosen.seconds
-        tensors = tuple(k for s in b.sites for k in s.tensors)
-        size = nbytes(b.sites[0].dtype, (1,))
-        cut.append(
-            Job(b.name, tensors, b.shape, "gram" if exact else chosen.method, rank, c.break_even, state, c.dense, after, after * size, seconds, seed_of(seed, b.name))
-        )  # fmt: skip
+    exact = waves != "shape"
+    cut = [_job(recipe, b, costs[b.name], ranks.get(b.name), exact, seed, device) for b in bundles]
     stages: list[Stage] = []
-    if waves != "shape":
+    if exact:
         wave = [
-            replace(j, algorithm="gram", seconds=choose(j.shape[0], j.shape[1], None, dtype=compute, device=device, tol=TOL).seconds, after=j.before, bytes=0)
+            replace(j, seconds=choose(*j.shape, None, dtype=compute_dtype(recipe), device=device, tol=TOL).seconds, after=j.before, bytes=0)
             for j in cut
-        ]  # fmt: skip
+        ]
         stages.append(Stage("spectra", tuple(wave)))
     stages.append(Stage("cut", tuple(cut)))
     needs = sorted(f"{s.kind} at {s.at}, {s.via}" + (f", {s.probe}" if s.via == "backward" else "") for s in recipe.needs())
     plan = Plan(to_dict(recipe), model, source, seed, tuple(needs), tuple(stages), dict(skipped), waves, threads)
     return plan, costs
+
+
+def _job(recipe: Recipe, bundle: Bundle, cost: Cost, rank: int | None, exact: bool, seed: int, device: str) -> Job:
+    """One bundle of the cut; `exact` where ranks wait for spectra."""
+    m, n = bundle.shape
+    state = "undecided" if exact else "dense" if rank is None else "factored"
+    most = cost.break_even if exact else rank
+    chosen = choose(m, n, most or 1, dtype=compute_dtype(recipe), device=device, tol=TOL)
+    method = "gram" if exact else chosen.method
+    size = nbytes(bundle.sites[0].dtype, (1,))
+    after = cost.at(most)
+    sides = {stat.at for stat in (recipe.metric.needs if recipe.metric is not None else ()) if stat.kind == "moments"}
+    peak = peak_bytes(m, n, most or 1, method=method, itemsize=size, into="in" in sides, out="out" in sides) if state != "dense" else 0
+    seconds = chosen.seconds if state == "factored" else 0.0
+    tensors = tuple(k for s in bundle.sites for k in s.tensors)
+    return Job(
+        bundle.name,
+        tensors,
+        bundle.shape,
+        method,
+        rank,
+        cost.break_even,
+        state,
+        cost.dense,
+        after,
+        after * size,
+        seconds,
+        peak,
+        seed_of(seed, bundle.name),
+    )
 
 
 def _check_budget(recipe: Recipe, costs: Mapping[str, Cost]) -> None:

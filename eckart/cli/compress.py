@@ -17,7 +17,8 @@ def compress(
     calib: Path | None = None, settings: Settings = None, as_form: Annotated[Literal["factored", "dense"], Parameter(name=("--form", "--as"))] = "factored",
     dry_run: Annotated[Literal["plan", "spectra"] | None, Parameter(name="--dry-run")] = None, seed: int = 0, eval_text: Annotated[Path | None, Parameter(name="--eval")] = None,
     stats: Path | None = None,
-    max_stats: int = 4 << 30, max_length: int | None = None, batch_size: int = 8, probes: int = 3, device: str | None = None, overwrite: Flag = False, workers: int = 1,
+    max_stats: int = 4 << 30, max_length: int | None = None, batch_size: int = 8, probes: int = 3, device: str | None = None, overwrite: Flag = False, workers: int = 1, threads: int | None = None,
+    engine: str = "local", max_memory: str | None = None,
     as_json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Store a model's linear layers in fewer parameters.
@@ -58,8 +59,15 @@ def compress(
         Replace the folder once the new one is complete.
     workers:
         Matrices factorised side by side.
+    threads:
+        Threads of each job; another number may give other last bits.
+    engine:
+        local, ray, ray:ADDRESS, or torchrun (when started by torchrun).
+    max_memory:
+        Refuse a plan that takes more, for instance 2.5GiB.
     """
     from ..axes.border import from_yaml
+    from ..engine import engine_named
     from ..verbs.compress import compress as run
 
     if out is None and dry_run is None:
@@ -70,12 +78,16 @@ def compress(
         if not path.is_file():
             raise UsageError(f"--recipe {recipe}: no such file. Names without .yaml are looked up; `eckart ls` shows them.")
         what = from_yaml(path.read_text(encoding="utf-8"))
+    runs = engine_named(engine, workers, threads or 1)
     made = run(
         model, what, keep, calib=calib, out=out if dry_run is None else None, form=as_form, seed=seed, dry_run={"plan": True, None: False}.get(dry_run, "spectra"),
         settings=settings or (), stats=stats,
-        max_stats=max_stats, max_length=max_length, batch_size=batch_size, probes=probes, device=device, overwrite=overwrite, workers=workers, command=command(),
+        max_stats=max_stats, max_length=max_length, batch_size=batch_size, probes=probes, device=device, overwrite=overwrite, workers=workers, threads=threads, engine=runs, max_memory=max_memory,
+        command=command(),
         evaluate_on=eval_text,
     )  # fmt: skip
+    if not runs.leads:
+        return
     if as_json:
         print_json({"plan": made.plan.to_dict(), "report": made.report, "path": str(made.path) if made.path else None})
         return
@@ -87,6 +99,10 @@ def compress(
 
 
 def _plan_table(plan: Any) -> None:
+    import textwrap
+
+    from ..runners.budget import words
+
     table = plain_table()
     table.add_column("layer", overflow="fold")
     for column in ("shape", "rank", "algorithm", "bytes", "seconds"):
@@ -98,3 +114,6 @@ def _plan_table(plan: Any) -> None:
     console().print(table)
     measured = "; ".join(plan.statistics) or "nothing"
     print(f"measures: {measured}. Predicted time of factorisations: {plan.seconds:.1f} s.")
+    if plan.memory:
+        parts = ", ".join(f"{k} {words(v)}" for k, v in sorted(plan.memory.items(), key=lambda p: -p[1]) if k != "disk")
+        print(textwrap.fill(f"memory: at most {words(plan.peak)} ({parts}). Disk: {words(plan.memory['disk'])}.", 80))

@@ -21,11 +21,13 @@ from ..errors import Refused, UsageError
 from ..plan import Plan, bundles_of, make_plan
 from ..progress import track
 from ..registry import get_recipe
+from ..runners.budget import calibration_bytes, parse_bytes, refuse_beyond, with_memory
 from ..runners.jobs import Context, Desk, NoStats
-from ..runners.whole import Cut, Group, Places, Run, cut, decide
+from ..runners.whole import CACHE_BYTES, Cut, Group, Places, Run, cut, decide
+from ..stats import predict_bytes
 from ..store import check_output, finished, read_manifest
 from ..store.journal import Entry
-from .calibrate import MAX_STATS, PROBES, Calibration, is_tensors, load_calibration, measure
+from .calibrate import MAX_STATS, PROBES, Calibration, is_tensors, length_limit, load_calibration, measure
 from .host import Host, open_host
 from .output import MAX_SHARD, apply_edits, versions, write_folder
 from .summary import compress_report
@@ -90,6 +92,7 @@ def compress(
     workers: int = 1,
     threads: int | None = None,
     engine: str | Engine = "local",
+    max_memory: str | int | None = None,
     max_shard_bytes: int = MAX_SHARD,
     stats: Stats | str | Path | None = None,
     max_stats: int = MAX_STATS,
@@ -121,6 +124,8 @@ def compress(
         workers: bundles factorised side by side; never changes a byte.
         threads: of torch in every job; None is what torch has now. Part of the plan: another number may round otherwise.
         engine: "local", "ray", "ray:ADDRESS", "torchrun", or an `Engine`. The last three need `out` on a disk that all processes see.
+        max_memory: most memory that the run may take, "2.5GiB" or bytes; a plan that needs more is refused before any work. Other
+            processes of an engine count for themselves.
         max_shard_bytes: size at which the output begins a new file.
         stats: statistics of an earlier run on the same model and data, or a file: read when it exists, written when it does not.
         max_stats: larger statistics are not written to that file, in bytes.
@@ -159,6 +164,9 @@ def compress(
             )
         evaluate_on = load_texts(evaluate_on) if evaluate_on is not None else None
         plan, costs, bundles = _plan(host, rec, seed, count)
+        limit = None if max_memory is None else parse_bytes(max_memory)
+        plan = _with_memory(plan, host, rec, bundles, how if given is None else None, runs, limit)
+        refuse_beyond(plan, limit, Path(out) if out is not None and runs.leads else None)
         describe = partial(compress_report, recipe=rec, host=host, command=command)
         if dry_run is True:
             if out is not None:
@@ -177,7 +185,9 @@ def compress(
             if finished(out, identity):
                 return Compressed(plan, json.loads((Path(out) / "report.json").read_text(encoding="utf-8")), path=Path(out), stats=given)
             check_output(out, [host.path] if host.path else [], overwrite)
-        run = Run(Context(rec, host.read, host.reader.read, given or NoStats()), runs, _desk(host, rec, count, runs))
+        run = Run(
+            Context(rec, host.read, host.reader.read, given or NoStats()), runs, _desk(host, rec, count, runs), plan.memory.get("bases", 0)
+        )
         sweep = partial(_one_group, bundles, given, "")
         plan, seen = decide(plan, costs, sweep, run)
         clock.lap("spectra")
@@ -208,6 +218,26 @@ def compress(
             engine=runs, identity=identity, overwrite=overwrite, max_shard_bytes=max_shard_bytes, resume=command,
         )  # fmt: skip
         return Compressed(plan, report, path=Path(out), stats=given)
+
+
+def _with_memory(
+    plan: Plan, host: Host, rec: Recipe, bundles: Sequence[Bundle], how: Calibration | None, engine: Engine, limit: int | None
+) -> Plan:  # fmt: skip
+    """The plan with the memory and disk that it takes; within a limit, bases are kept only as far as there is room."""
+    parts: dict[str, int] = {}
+    needs = rec.needs()
+    if needs and how is not None:
+        parts["statistics"] = predict_bytes(needs, [s for b in bundles for s in b.sites])
+        tokens = how.batch_size * (length_limit(host, how.max_length) if not is_tensors(how.texts) else 1)
+        parts["model"] = calibration_bytes(host.reader.config, host.reader.nbytes, tokens, any(s.via == "backward" for s in needs))
+    changed = [j for j in plan.jobs if j.state != "dense"] if rec.form.layout != "dense" else []
+    disk = host.reader.nbytes - sum(host.reader.info(k).nbytes for j in changed for k in j.tensors) + sum(j.bytes for j in changed)
+    workers = 0 if engine.remote else engine.workers
+    full = with_memory(plan, workers=workers, cache=CACHE_BYTES, parts=parts, disk=disk)
+    if limit is None or full.peak <= limit:
+        return full
+    room = max(0, limit - (full.peak - full.memory.get("bases", 0)))
+    return with_memory(plan, workers=workers, cache=room, parts=parts, disk=disk)
 
 
 def _one_group(bundles: Sequence[Bundle], stats: Stats | None, file: str) -> Iterable[Group]:
