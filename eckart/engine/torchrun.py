@@ -18,6 +18,7 @@ from ..errors import UsageError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+CONNECT = timedelta(minutes=5)
 WAIT = timedelta(days=7)  # a rank that died is noticed by torchrun, which ends the others
 
 
@@ -96,4 +97,4 @@ class Torchrun:
         dist: Any = torch.distributed
         own = self.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun's agent keeps it
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return dist.PrefixStore("eckart", dist.TCPStore(host, port, self.workers, own, WAIT))
+        return dist.PrefixStore("eckart", dist.TCPStore(host, port, self.workers, own, CONNECT))

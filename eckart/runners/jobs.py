@@ -26,7 +26,8 @@ class Task:
 
     Args:
         bundle: the matrices, by name.
-        rank: triples kept; for a look, the most that the cut will want.
+        rank: triples kept.
+        cap: where spectra decide, the most triples that the cut may want; 0 where the rank follows from the shape.
         algorithm, seed: as the plan has them.
         seconds: predicted, to spread jobs.
         places: where its tensors go, for a job that writes by itself.
@@ -36,6 +37,7 @@ class Task:
     rank: int
     algorithm: str
     seed: int
+    cap: int = 0
     seconds: float = 0.0
     places: Mapping[str, TensorInfo] = field(default_factory=dict)
 
@@ -52,12 +54,14 @@ class Context:
     def look(self, task: Task) -> tuple[tuple[float, ...], Parts]:
         """Wave one: the value of each rank, and the leading triples."""
         found = spectrum(
-            self.recipe, task.bundle, self.read, self.stats, cap=max(1, task.rank), algorithm=task.algorithm, seed=task.seed
+            self.recipe, task.bundle, self.read, self.stats, cap=max(1, task.cap), algorithm=task.algorithm, seed=task.seed
         )  # fmt: skip
         return found.curve, found.parts
 
     def cut(self, task: Task, parts: Parts | None = None) -> Edits:
-        """The new tensors of a bundle."""
+        """The new tensors of a bundle. Parts that were not kept are made again as they were, so that keeping them changes no byte."""
+        if parts is None and task.cap:
+            parts = self.look(task)[1]
         return solve(
             self.recipe, task.bundle, self.read, self.read_bias, self.stats, rank=task.rank, algorithm=task.algorithm, seed=task.seed, parts=parts
         )  # fmt: skip

@@ -76,7 +76,7 @@ def decide(plan: Plan, costs: Mapping[str, Cost], sweep: Sweep, run: Run) -> tup
     keep = _kept(plan, run.cache)
     seen: dict[str, Seen] = {}
     for group in sweep():
-        tasks = [_task(jobs[b.name], b, max(1, jobs[b.name].cap)) for b in group.bundles]
+        tasks = [_task(jobs[b.name], b, cap=jobs[b.name].cap) for b in group.bundles]
         context = replace(run.context, stats=group.stats)
 
         def look(task: Task, context: Context = context) -> dict[str, object]:
@@ -107,7 +107,7 @@ def cut(
     jobs = {j.name: j for j in plan.jobs if j.state == "factored"}
     for group in sweep():
         todo = [b for b in group.bundles if b.name in jobs and (group.take is not None or b.name not in done)]
-        tasks = [_task(jobs[b.name], b, jobs[b.name].rank or 1, places) for b in todo]
+        tasks = [_task(jobs[b.name], b, cap=jobs[b.name].cap if plan.decides != "shape" else 0, places=places) for b in todo]
         if run.engine.remote:
             fn = Write(replace(_at(run.desk, group), shards=shards))
             found = run.engine.run(fn, tasks, lambda t: t.seconds)
@@ -136,8 +136,8 @@ def _kept(plan: Plan, limit: int) -> frozenset[str]:
     return frozenset(keep)
 
 
-def _task(job: Job, bundle: Bundle, rank: int, places: Places | None = None) -> Task:
-    return Task(bundle, rank, job.algorithm, job.seed, job.seconds, places[job.name] if places else {})
+def _task(job: Job, bundle: Bundle, *, cap: int, places: Places | None = None) -> Task:
+    return Task(bundle, job.rank or 1, job.algorithm, job.seed, cap, job.seconds, places[job.name] if places else {})
 
 
 def _at(desk: Desk | None, group: Group) -> Desk:

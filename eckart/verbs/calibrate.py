@@ -73,19 +73,27 @@ def measure(host: Host, needs: frozenset[Stat], sites: Sequence[Site], how: Cali
         Refused: the file holds statistics of another model, other data or other needs.
     """
     model = host.live()
-    if is_tensors(how.texts):
-        rows = list(how.texts)
-    else:
-        tokenizer = host.tokenizer() if isinstance(how.texts[0], str) else None
-        limit = length_limit(host, how.max_length)
-        rows = batches(how.texts, tokenizer, max_length=limit, batch_size=how.batch_size, split_long=is_causal(model))
-    options: dict[str, Any] = {"seed": how.seed, "probes": how.probes, "loss": how.loss, "model_id": host.reader.fingerprint}
+    rows, options = rows_of(host, how), options_of(host, how)
     if how.file is not None and how.file.exists():
         return Stats.load(how.file, fingerprint(model, rows, needs, sites, **options))
     found = collect(model, rows, needs, sites, **options)
     if how.file is not None and predict_bytes(needs, sites) <= how.max_bytes:
         found.save(how.file)
     return found
+
+
+def rows_of(host: Host, how: Calibration) -> list[Any]:
+    """The calibration text as batches."""
+    if is_tensors(how.texts):
+        return list(how.texts)
+    tokenizer = host.tokenizer() if isinstance(how.texts[0], str) else None
+    limit = length_limit(host, how.max_length)
+    return list(batches(how.texts, tokenizer, max_length=limit, batch_size=how.batch_size, split_long=is_causal(host.live())))
+
+
+def options_of(host: Host, how: Calibration) -> dict[str, Any]:
+    """What `stats.collect` is told beside model, batches, needs and sites."""
+    return {"seed": how.seed, "probes": how.probes, "loss": how.loss, "model_id": host.reader.fingerprint}
 
 
 def length_limit(host: Host, wanted: int | None, top: int = 512) -> int:

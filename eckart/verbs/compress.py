@@ -30,6 +30,7 @@ from ..store.journal import Entry
 from .calibrate import MAX_STATS, PROBES, Calibration, is_tensors, length_limit, load_calibration, measure
 from .host import Host, open_host
 from .output import MAX_SHARD, apply_edits, versions, write_folder
+from .spread import measure_for, tidy
 from .summary import compress_report
 
 if TYPE_CHECKING:
@@ -177,8 +178,13 @@ def compress(
             check_output(out, [host.path] if host.path else [], overwrite)
         content = runs.share(lambda: _content(host, bundles))
         clock.lap("checks")
+        file: Path | None = None
         if rec.needs() and given is None:
-            given = measure(host, rec.needs(), [s for b in bundles for s in b.sites], how)
+            sites = [s for b in bundles for s in b.sites]
+            if runs.remote and out is not None:
+                given, file = measure_for(runs, host, rec.needs(), sites, how, Path(out))
+            else:
+                given = measure(host, rec.needs(), sites, how)
         clock.lap("statistics")
         identity = _identity(host, plan, given) | {"content": content}
         if out is not None and _is_output(out) and not overwrite:
@@ -188,7 +194,7 @@ def compress(
         run = Run(
             Context(rec, host.read, host.reader.read, given or NoStats()), runs, _desk(host, rec, count, runs), plan.memory.get("bases", 0)
         )
-        sweep = partial(_one_group, bundles, given, "")
+        sweep = partial(_one_group, bundles, given, str(file or ""))
         plan, seen = decide(plan, costs, sweep, run)
         clock.lap("spectra")
         if dry_run == "spectra":
@@ -217,6 +223,8 @@ def compress(
             Path(out), host, rec, plan, bundles, cuts, finish,
             engine=runs, identity=identity, overwrite=overwrite, max_shard_bytes=max_shard_bytes, resume=command,
         )  # fmt: skip
+        if file is not None and runs.leads:
+            tidy(Path(out), file)
         return Compressed(plan, report, path=Path(out), stats=given)
 
 
