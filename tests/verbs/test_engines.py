@@ -20,7 +20,10 @@ from eckart.engine import Local
 from eckart.errors import Refused, UsageError
 
 NOTES = {"run.json", "report.html"}
-RUNS = {"svd": ["--recipe", "svd", "--keep", "0.6", "--set", "allocate.kind=water_fill"], "svd_llm": ["--recipe", "svd_llm", "--keep", "0.6"]}
+RUNS = {
+    "svd": ["--recipe", "svd", "--keep", "0.6", "--set", "allocate.kind=water_fill"],
+    "svd_llm": ["--recipe", "svd_llm", "--keep", "0.6"],
+}
 
 
 @pytest.fixture(scope="module")
