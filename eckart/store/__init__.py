@@ -12,8 +12,9 @@ from .manifest import Manifest, Row, account, copied, dropped, transformed
 from .manifest_file import read_manifest
 from .memory import Memory
 from .reader import Reader
+from .resume import finished
 from .verify import VerifyReport, verify
-from .writer import Writer, finished
+from .writer import Writer
 
 __all__ = [
     "MAX_SHARD",

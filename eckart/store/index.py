@@ -15,6 +15,7 @@ from .header import Header, check_name, read_header
 MAX_INDEX = 100_000_000  # bytes
 MAX_NAMES = 1_000_000  # tensors over all files
 MAX_FILES = 10_000
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".bin.index.json")
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f:*?\"<>|]")
@@ -69,8 +70,13 @@ def inside(folder: Path, relative: str) -> Path:
     raise Refused(f"{path}: links to {real}, outside the folder of the checkpoint.")
 
 
-def parse_index(raw: bytes, where: str) -> dict[str, str]:
+def parse_index(raw: bytes, where: str, suffix: str = ".safetensors") -> dict[str, str]:
     """{tensor: file} of an index; pure.
+
+    Args:
+        raw: its bytes.
+        where: named in a refusal.
+        suffix: how every file must end.
 
     Raises:
         Refused: not an index, or a name in it is not acceptable.
@@ -85,7 +91,7 @@ def parse_index(raw: bytes, where: str) -> dict[str, str]:
     known: set[str] = set()
     for name, file in found.items():
         if not isinstance(file, str) or file not in known:
-            known.add(check_basename(file, f"{where}: tensor {_json.short(name)}", ".safetensors"))
+            known.add(check_basename(file, f"{where}: tensor {_json.short(name)}", suffix))
         result[check_name(name, where)] = str(file)
     if len(known) > MAX_FILES:
         raise Refused(f"{where}: {len(known)} files, expected at most {MAX_FILES}.")
@@ -152,32 +158,26 @@ def _named(header: Header, file: str) -> Header:
 
 
 def _no_weights(folder: Path, names: list[str]) -> str:
-    pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".bin.index.json"))]
-    if not pickled:
+    pickled = [name for name in names if name.endswith(PICKLED)]
+    if pickled:
+        return f"{folder}: the weights are in {pickled[0]}, a format that can run code when it is opened. {conversion(folder)}"
+    if hub_id(folder) is None:
         return f"{folder}: no .safetensors file found."
     return (
-        f"{folder}: the weights are in {pickled[0]}, a format that can run code when it is opened, so eckart never opens it. "
-        f"If you trust its author, convert it once:\n  {conversion(folder, names)}"
+        f"{hub_id(folder)}: no .safetensors file in the cache of the Hugging Face Hub ({folder}). If the repository has one, repeat this with "
+        f"a network: it was only fetched in part. If its weights are pickles: {conversion(folder)}"
     )
 
 
-def conversion(folder: Path, names: list[str]) -> str:
-    """The command that rewrites a folder of pickles as safetensors with transformers."""
-    model = "AutoModel"
-    if "config.json" in names:
-        try:
-            config = _json.as_dict(
-                _json.parse(files.read_small(folder / "config.json", 1 << 24), "config.json", nodes=10**5, items=10**6, nan=True),
-                "config.json",
-            )
-            (first, *_) = _json.as_list(config.get("architectures", []), "architectures")
-        except (Refused, ValueError):  # only the wording of the hint depends on it
-            first = None
-        if isinstance(first, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", first):
-            model = first
-    new = str(folder) + "-safetensors"
-    steps = [f"t.{model}.from_pretrained({str(folder)!r}).save_pretrained({new!r})"]
-    if any(name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for name in names):
-        steps.append(f"t.AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({new!r})")
-    code = f"import transformers as t; {'; '.join(steps)}"
-    return f"python -c {shlex.quote(code)}"
+def hub_id(folder: Path) -> str | None:
+    """`org/name@revision` of a folder in a Hugging Face cache, None elsewhere."""
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return f"{folder.parent.parent.name.removeprefix('models--').replace('--', '/')}@{folder.name}"
+    return None
+
+
+def conversion(folder: Path) -> str:
+    """The command that rewrites a folder of pickles as safetensors."""
+    model = hub_id(folder)
+    new = f"{model.partition('@')[0].rpartition('/')[2]}-safetensors" if model else f"{folder}-safetensors"
+    return f"It is converted once, through a loader that runs no code:\n  eckart convert {shlex.quote(model or str(folder))} -o {shlex.quote(new)}"

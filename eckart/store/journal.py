@@ -67,9 +67,13 @@ def decode(line: bytes) -> Entry | None:
 
 def replay(path: Path) -> tuple[list[Entry], int]:
     """The entries of a journal up to the first line that does not hold, and the length of that part in bytes."""
+    return entries_of(files.read_small(path, MAX_JOURNAL))
+
+
+def entries_of(raw: bytes) -> tuple[list[Entry], int]:
+    """`replay` of the bytes of a journal; pure."""
     entries: list[Entry] = []
     end = 0
-    raw = files.read_small(path, MAX_JOURNAL)
     while (stop := raw.find(b"\n", end, end + MAX_LINE + 32)) >= 0:
         entry = decode(raw[end:stop])
         if entry is None:

@@ -89,6 +89,11 @@ class Memory:
         """sha256 over names, types, shapes and all bytes."""
         return self._fingerprint
 
+    @property
+    def stamp(self) -> str:
+        """The fingerprint: it sees every byte."""
+        return self._fingerprint
+
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(b"eckart memory 1\n")

@@ -68,7 +68,7 @@ class Reader:
         self._seen = {file: _state(path) for file, path in self._real.items()}
         self._tensors = {t.name: t for t in sorted((t for h in weights.headers for t in h.tensors), key=lambda t: t.name)}
         self.metadata: Mapping[str, str] = MappingProxyType({k: v for h in reversed(weights.headers) for k, v in h.metadata.items()})
-        self.config: dict[str, Any] = _read_config(place.folder)
+        self.config: dict[str, Any] = read_config(place.folder)
 
     def keys(self) -> tuple[str, ...]:
         """Names of all tensors, sorted."""
@@ -218,7 +218,8 @@ def _state(path: Path) -> tuple[int, int]:
     return info.st_size, info.st_mtime_ns
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a folder, checked as hostile input; empty when there is none."""
     if not os.path.lexists(folder / "config.json"):
         return {}
     where = str(folder / "config.json")

@@ -3,7 +3,8 @@
     OUT.partial-1a2b3c4d/fingerprint.json   what the run is; written last, so a folder without it holds nothing of value
     OUT.partial-1a2b3c4d/journal.jsonl      what is finished
     OUT.partial-1a2b3c4d/out/               the future OUT; one rename makes it so
-    OUT.partial-1a2b3c4d/old/               the former OUT, between the two renames of an overwrite and until it is removed
+    OUT.partial-1a2b3c4d/old/               the former OUT, whole, between the two renames of an overwrite and after them
+    OUT.partial-1a2b3c4d/gone/              the former OUT while it is being removed
     OUT.partial-lock                        held while a run works on OUT
 
 Every step leaves a state that `repair` recognises, so a kill between any two of them loses nothing.
@@ -23,8 +24,9 @@ from . import _json, _os, files, journal
 from .layout import Shard
 from .verify import verify
 
-FINGERPRINT, JOURNAL, NEW, OLD = "fingerprint.json", "journal.jsonl", "out", "old"
-_PARTS = frozenset({FINGERPRINT, FINGERPRINT + files.ASIDE, JOURNAL, NEW, OLD})
+FINGERPRINT, JOURNAL, NEW, OLD, GONE = "fingerprint.json", "journal.jsonl", "out", "old", "gone"
+STAMP = "stamp."  # fields of the work folder's fingerprint that the output does not know
+_PARTS = frozenset({FINGERPRINT, FINGERPRINT + files.ASIDE, JOURNAL, NEW, OLD, GONE})
 MAX_FINGERPRINT = 4 << 20  # bytes
 
 
@@ -36,7 +38,7 @@ def folder_of(out: Path, fingerprint: Mapping[str, str]) -> Path:
 def check_fingerprint(fields: Mapping[str, str]) -> dict[str, str]:
     """A fingerprint is a dict of named strings."""
     for name, value in fields.items():
-        if not isinstance(name, str) or not isinstance(value, str) or name.startswith("store."):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(name, str) or not isinstance(value, str) or name.startswith(("store.", STAMP)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"fingerprint: expected named strings, found {name!r}: {_json.short(value)}.")
     return dict(sorted(fields.items()))
 
@@ -187,6 +189,9 @@ def install(work: Path, out: Path, overwrite: bool) -> None:
 
 def clear(work: Path) -> None:
     """Remove a work folder whose output is in place, in the order that `repair` understands."""
+    if (work / OLD).exists():  # half of it must never be taken for the whole
+        _os.rename(work / OLD, work / GONE)
+        _os.fsync_dir(work)
     for entry in sorted(work.iterdir(), key=lambda path: (path.name == FINGERPRINT, path.name)):
         files.remove_tree(entry)
     _os.rmdir(work)

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +22,8 @@ from .journal import Entry, Journal, replay
 from .journal import plain as journal_plain
 from .layout import MAX_SHARD, Layout, TensorSpec, lay_out
 from .manifest import FileRow, Manifest, seal
-from .manifest_file import MANIFEST, encode, read_manifest
+from .manifest_file import MANIFEST, encode
+from .resume import on_disk, stamped
 from .source import Source
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Writer:
         out: the folder to be made; its parent exists.
         layout: every tensor of the output; the order decides which shard it goes to.
         fingerprint: named strings that say what the run is (recipe, source, statistics, seed).
+        stamps: {input: `Reader.stamp`}. A run only goes on with files that carry the same stamps, so that an edit which the fingerprint
+            cannot see is noticed. They enter no byte of the result: a note of the output, `run.json`, keeps them for `finished`.
         overwrite: replace an earlier eckart output, at the end.
         max_shard_bytes: most tensor bytes per file.
         resume: the command that goes on after an interruption, for messages.
@@ -74,12 +77,15 @@ class Writer:
         layout: Iterable[TensorSpec],
         *,
         fingerprint: Mapping[str, str],
+        stamps: Mapping[str, str] | None = None,
         overwrite: bool = False,
         max_shard_bytes: int = MAX_SHARD,
         resume: str = "",
     ) -> None:
         self.layout: Layout = lay_out(layout, max_shard_bytes)
         self.fingerprint = {**work.check_fingerprint(fingerprint), "store.layout": self.layout.digest, "store.format": FORMAT}
+        self.stamps = work.check_fingerprint(stamps or {})
+        self._begun = {**self.fingerprint, **{work.STAMP + name: stamp for name, stamp in self.stamps.items()}}
         self.path = resolve_output(out)
         self._overwrite = overwrite
         self._resume = resume or "the same command"
@@ -218,7 +224,8 @@ class Writer:
             config: for `config.json`; none is written when it is empty.
             manifest: from `account`; sealed here.
             side_files: {relative name: content or file}, for instance `reader.carry()`.
-            notes: {relative name: content} that are not part of the result (timings, reports) and have no checksum.
+            notes: {relative name: content} that are not part of the result (timings, reports) and have no checksum. `run.json`,
+                a JSON object, is given the stamps.
 
         Returns:
             The path of the output.
@@ -228,7 +235,8 @@ class Writer:
             UsageError: the manifest and the layout disagree.
         """
         self._open_journal()
-        _check_names(side_files or {}, notes or {}, {INDEX, MANIFEST, "config.json", *(shard.file for shard in self.layout.shards)})
+        notes = stamped(notes or {}, self.stamps)
+        _check_names(side_files or {}, notes, {INDEX, MANIFEST, "config.json", *(shard.file for shard in self.layout.shards)})
         missing = self.missing
         if len(missing) > 0:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -246,7 +254,7 @@ class Writer:
                 small[INDEX] = _plain(index)
             if config:
                 small["config.json"] = _plain(config)
-            for name, content in sorted({**small, **(notes or {})}.items()):
+            for name, content in sorted({**small, **notes}.items()):
                 row = _write_small(new, name, content)
                 if name in small:
                     written[name] = row
@@ -266,26 +274,40 @@ class Writer:
     def _start(self) -> Journal:
         work.repair(self.path)
         for other in work.unfinished(self.path, self._work):
-            found = work.difference(self.fingerprint, work.read_fingerprint(other))
+            found = work.difference(self._begun, work.read_fingerprint(other))
             raise Refused(
                 f"{self.path}: an unfinished run with other settings is there ({found}). "
                 f"Repeat its command to go on with it, or remove {other} to start again."
             )
         check_output(self.path, (), self._overwrite)
+        if self._work.exists() and not self._ours():
+            files.remove_tree(self._work)
         if not self._work.exists():
             try:
-                work.create(self._work, self.fingerprint, self.layout.shards)
+                work.create(self._work, self._begun, self.layout.shards)
             except OSError:
                 self._discard()  # a disk that was too small is not left full
                 raise
             return Journal(self._work / work.JOURNAL, 0)
-        theirs = work.read_fingerprint(self._work)
-        if theirs != self.fingerprint:
-            raise Refused(f"{self._work}: belongs to another run ({work.difference(self.fingerprint, theirs)}). Remove it to start again.")
         work.prepare(self._work, self.layout.shards)
         entries, end = replay(self._work / work.JOURNAL)
         self._trust(entries)
         return Journal(self._work / work.JOURNAL, end)
+
+    def _ours(self) -> bool:
+        """Whether the work folder was begun by this run, on these very files; False when it is another's and holds nothing finished."""
+        theirs = work.read_fingerprint(self._work)
+        if theirs == self._begun:
+            return True
+        found = work.difference(self._begun, theirs)
+        if not found.startswith(work.STAMP):
+            raise Refused(f"{self._work}: belongs to another run ({found}). Remove it to start again.")
+        if not replay(self._work / work.JOURNAL)[0]:
+            return False
+        raise Refused(
+            f"{self._work}: the run was begun on other files ({found}): they were changed, or copied, since. "
+            "Bring the old ones back to go on, or remove the folder to start again."
+        )
 
     def _discard(self) -> None:
         with contextlib.suppress(OSError):  # an error is in flight already; the next run clears what is left
@@ -357,37 +379,7 @@ class Writer:
         return self._journal
 
     def _disk(self) -> contextlib.AbstractContextManager[None]:
-        return _on_disk(self.path, self._work, self._resume)
-
-
-@contextlib.contextmanager
-def _on_disk(out: Path, kept: Path, resume: str) -> Generator[None, None, None]:
-    try:
-        yield
-    except OSError as err:
-        what = f"{err.filename}: " if err.filename else ""
-        where = f" What is finished is kept in {kept}." if kept.exists() else ""
-        raise Incomplete(f"{out}: {what}{err.strerror or err}.{where}", resume) from err
-
-
-def finished(out: str | Path, fingerprint: Mapping[str, str]) -> bool:
-    """True when `out` is the complete output of a run with this fingerprint: there is nothing to do or to go on with.
-
-    Leftovers of a clean-up that was interrupted are removed. The bytes are not checked again; `verify` does that.
-
-    Raises:
-        Incomplete: leftovers could not be removed.
-    """
-    path = resolve_output(out)
-    try:
-        found = read_manifest(path).fingerprint
-    except Refused:
-        return False
-    if {name: text for name, text in found.items() if not name.startswith("store.")} != dict(fingerprint):
-        return False
-    with _on_disk(path, work.folder_of(path, found), "the same command"):
-        work.tidy(path)
-    return True
+        return on_disk(self.path, self._work, self._resume)
 
 
 def _plain(value: Mapping[str, Any]) -> bytes:

@@ -134,3 +134,84 @@ INDEXES: dict[str, tuple[bytes, str]] = {
     ),
     "a tensor it does not know": (index({"a": "model-1.safetensors"}), "'extra' of model-1"),
 }
+
+
+def manifests() -> list[bytes]:
+    """Good manifests: of copies, and with every kind of row and field."""
+    from eckart.store.manifest import FileRow, Manifest, Row
+    from eckart.store.manifest_file import encode
+
+    sha, source = "0" * 64, {"id": "org/name@1", "fingerprint": "f" * 64, "tensors": 2, "bytes": 22}
+    row = Row("a", "copied", ("a",), "", "F32", (2, 2), 16, sha)
+    gone = Row("b", "dropped", ("b",), "not needed", "BF16", (3,), 6)
+    pair = Row("b.up", "transformed", ("b", "a"), "", "BF16", (3, 1), 6, sha)
+    full = Manifest(
+        source, (row, pair), {"name": "svd", "axes": [1, 2.5, None, True, {"x": "y"}]}, 7, {"torch": "2"}, {"other": "x"}, {"job": {"error": 0.5}},
+        {"plan": "p", "store.format": "1"}, {"config.json": FileRow(3, sha), "1_Pooling/config.json": FileRow(0, sha)}, {"a.py": "holds code"},
+    )  # fmt: skip
+    return [encode(Manifest(source, (row, gone))), encode(full)]
+
+
+_BASE = "name: x\nverb: compress\n"
+_LAUGHS = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10) if i else 'ha'}]\n" for i in range(12))
+RECIPES: dict[str, tuple[str | bytes, str]] = {
+    "a python object": (_BASE + "title: !!python/object/apply:os.system [echo]", r"line 3: cannot be read: the tag '.*os\.system'"),
+    "a python name": (_BASE + "title: !!python/name:os.system", "the tag"),
+    "a python module": (_BASE + "title: !!python/module:os", "the tag"),
+    "a tag of its own": (_BASE + "title: !evil x", "the tag '!evil'"),
+    "binary": (_BASE + "title: !!binary aGk=", "the tag"),
+    "a set": (_BASE + "train: !!set {a}", "the tag"),
+    "a bool that is none": (_BASE + "title: !!bool maybe", "the tag"),
+    "an int that is none": (_BASE + "title: !!int ''", "the tag"),
+    "a billion laughs": (_BASE + _LAUGHS + "metric: *l11", r"an alias \(\*name\)"),
+    "a circle": (_BASE + "train: &t {a: *t}", "an alias"),
+    "a merge key": (_BASE + "train: &t {a: 1}\n<<: {metric: identity}", "<<: a recipe has no such key"),
+    "nested a thousand deep": (_BASE + "train: " + "[" * 1000 + "]" * 1000, "nested too deeply"),
+    "nested a thousand deep in blocks": (_BASE + "train:\n" + "".join(" " * i + "a:\n" for i in range(1, 300)), "nested too deeply"),
+    "thirty thousand values": (_BASE + "train: [" + "1," * 30_000 + "]", "more than 20000 values"),
+    "a megabyte": (_BASE + "title: " + "x" * 2**20, "expected at most 65536"),
+    "a number of 5000 digits": (_BASE + "seed: " + "9" * 5000, "a number of 5000 characters"),
+    "a number in base 60": (_BASE + "seed: " + "1" + ":59" * 2000, "a number of 6001 characters"),
+    "a key twice": (_BASE + "name: y", "the key 'name' is given twice"),
+    "a key twice, deep inside": (_BASE + "metric: {kind: identity, kind: both}", "the key 'kind' is given twice"),
+    "a list as a key": (_BASE + "[1]: 2", "cannot be read"),
+    "a mapping as a key": (_BASE + "{a: 1}: 2", "cannot be read"),
+    "two documents": (_BASE + "---\n" + _BASE, "cannot be read"),
+    "a date that is none": ("name: 2024-99-99\nverb: 3\n", "verb: a recipe needs it"),
+    "control characters": (_BASE + "title: \x00", "cannot be read"),
+    "not UTF-8": (_BASE.encode() + b"title: \xff", "cannot be read"),
+    "half a character": (_BASE + "title: \ud800", "cannot be read"),
+    "half a character, escaped": (_BASE + 'title: "\\ud800"', "characters that cannot be shown"),
+    "an escape sequence": (_BASE + 'title: "\\e[2J"', "characters that cannot be shown"),
+    "a quote that never ends": (_BASE + "title: 'x", "cannot be read"),
+    "a later version": ("%YAML 9.9\n---\n" + _BASE, "cannot be read"),
+    "empty": ("", "expected a mapping"),
+    "a list": ("- name: x", "expected a mapping"),
+    "text": ("compress", "expected a mapping"),
+    "an unknown key": (_BASE + "metrics: identity", "Did you mean 'metric'"),
+    "a number as a key": (_BASE + "5: 6", "expected a name of at most 100 characters, found 5"),
+    "null as a key": (_BASE + "~: 6", "expected a name of at most 100 characters, found None"),
+    "roles as a list": (_BASE + "roles: [train]", "roles"),
+    "roles as text": (_BASE + "roles: train", "roles"),
+    "train as text": (_BASE + "train: fast", "train"),
+    "budget as text": (_BASE + "budget: much", "budget"),
+    "budget with a list": (_BASE + "budget: {rank: [1]}", r"budget\.rank: expected a number"),
+    "budget of NaN": (_BASE + "budget: {rank: .nan}", "NaN is no value"),
+    "budget of infinity": (_BASE + "budget: {rank: .inf}", r"budget\.rank"),
+    "budget with a number as a key": (_BASE + "budget: {5: 6}", "expected a name"),
+    "a choice that is a number": (_BASE + "metric: 5", "metric: expected a mapping with `kind:`"),
+    "a kind that is a list": (_BASE + "metric: {kind: [identity]}", "metric"),
+    "a choice on another axis": (_BASE + "metric: {kind: pair}", r"metric\.kind: no metric is called 'pair'"),
+    "a field that is a mapping": (_BASE + "metric: {kind: input_gram, power: {a: b}}", r"metric\.power"),
+    "a field that is unknown": (_BASE + "metric: {kind: input_gram, powers: 1}", "Did you mean 'power'"),
+    "a field with a number as a key": (_BASE + "metric: {kind: input_gram, 5: 1}", "expected a name"),
+    "a long value in a wrong place": (_BASE + "metric: [" + "x, " * 9000 + "]", "metric: expected a mapping"),
+    "a long kind": (_BASE + "metric: {kind: " + "x" * 9000 + "}", r"metric\.kind: no metric"),
+    "a longer text": (_BASE + "metric: {kind: " + "x" * 40_000 + "}", "a text of 40000 characters"),
+    "a long key": (_BASE + "x" * 900 + ": 1", "expected a name of at most 100 characters"),
+    "a longer key": (_BASE + "x" * 40_000 + ": 1", "cannot be read"),
+    "a title that is a list": (_BASE + "title: [a]", "title"),
+    "a verb that is a number": ("name: x\nverb: 5\n", "verb: a recipe needs it"),
+    "a name with a newline": ('name: "a\\nb"\nverb: compress\n', "name"),
+    "fidelity that is none": (_BASE + "fidelity: perfect", "fidelity"),
+}

@@ -1,4 +1,4 @@
-"""A small run over the store, and disks that fail: an error at the Nth call, a full disk, a kill, a power cut."""
+"""Two small runs, over the store and through `ek.compress`, and disks that fail: an error at the Nth call, a full disk, a kill, a power cut."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+import eckart as ek
+from eckart.progress import shown
 from eckart.store import Reader, TensorSpec, Writer, _os, account, copied, dropped, finished, transformed
 
 OPS = (
@@ -41,7 +43,7 @@ def make_source(folder: Path, seed: int = 0) -> Path:
     """A checkpoint of two files with an index, a tokenizer and a module folder."""
     folder.mkdir()
     g = torch.Generator().manual_seed(seed)
-    first = {"embed.weight": torch.randn(7, 4, generator=g).bfloat16(), "a.weight": torch.randn(6, 5, generator=g)}
+    first = {"embed.weight": torch.randn(700, 4, generator=g).bfloat16(), "a.weight": torch.randn(6, 5, generator=g)}
     second = {
         "b.weight": torch.randn(5, 6, generator=g).half(),
         "b.bias": torch.randn(5, generator=g),
@@ -53,11 +55,21 @@ def make_source(folder: Path, seed: int = 0) -> Path:
         save_file(tensors, folder / file)
         names |= dict.fromkeys(tensors, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
-    (folder / "config.json").write_text('{"model_type": "toy", "hidden": 4}')
+    (folder / "config.json").write_text('{"hidden": 4}')
     (folder / "tokenizer.json").write_text('{"vocab": ["a", "b"]}')
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"mean": true}')
     return folder
+
+
+def edit_a_row(source: Path) -> None:
+    """A change that the fingerprint, which samples 4 KiB of each tensor, does not see."""
+    before = Reader(source).fingerprint
+    file = source / "model-00001-of-00002.safetensors"
+    tensors = load_file(file)
+    tensors["embed.weight"][0] += 1
+    save_file(tensors, file)
+    assert Reader(source).fingerprint == before
 
 
 def fingerprint(reader: Reader, recipe: str = "svd") -> dict[str, str]:
@@ -66,21 +78,22 @@ def fingerprint(reader: Reader, recipe: str = "svd") -> dict[str, str]:
 
 def writer_of(reader: Reader, out: Path, *, overwrite: bool = False, recipe: str = "svd") -> Writer:
     layout = [
-        TensorSpec("embed.weight", "BF16", (7, 4)),
+        TensorSpec("embed.weight", "BF16", (700, 4)),
         TensorSpec("a.down.weight", "F32", (2, 5)),
         TensorSpec("a.up.weight", "F32", (6, 2)),
         TensorSpec("a.weight", "F32", (1,)),
         TensorSpec("b.weight", "F16", (5, 6)),
         TensorSpec("b.bias", "F32", (5,)),
     ]
-    return Writer(out, layout, fingerprint=fingerprint(reader, recipe), overwrite=overwrite, max_shard_bytes=120)
+    stamps = {"source": reader.stamp}
+    return Writer(out, layout, fingerprint=fingerprint(reader, recipe), stamps=stamps, overwrite=overwrite, max_shard_bytes=120)
 
 
-def run(source: Path, out: Path, *, overwrite: bool = False, recipe: str = "svd", pause: Callable[[], None] = lambda: None) -> None:
-    """The whole command: it goes on where the last one stopped, and does nothing when the output is complete."""
+def store(source: Path, out: Path, *, overwrite: bool = False, recipe: str = "svd", pause: Callable[[], None] = lambda: None) -> None:
+    """A run over the store alone: it goes on where the last one stopped, and does nothing when the output is complete."""
     reader = Reader(source)
     scale = 2.0 if recipe == "svd" else 3.0
-    if not overwrite and finished(out, fingerprint(reader, recipe)):
+    if not overwrite and finished(out, fingerprint(reader, recipe), {"source": reader.stamp}):
         return
     a = {"a.down.weight": torch.full((2, 5), scale), "a.up.weight": torch.arange(12.0).reshape(6, 2), "a.weight": torch.zeros(1)}
     with writer_of(reader, out, overwrite=overwrite, recipe=recipe) as writer:
@@ -100,9 +113,25 @@ def run(source: Path, out: Path, *, overwrite: bool = False, recipe: str = "svd"
         writer.commit(reader.config, manifest, reader.carry(), {"run.json": b"{}\n"})
 
 
+def compress(source: Path, out: Path, *, overwrite: bool = False, recipe: str = "svd") -> None:
+    """The whole verb, data-free, on both matrices of the checkpoint."""
+    rank = {"svd": 2, "older": 1}[recipe]
+    with shown("none"):
+        ek.compress(source, "svd", out=out, settings=(f"budget.rank={rank}",), overwrite=overwrite, max_shard_bytes=120, threads=1)
+
+
+RUNS: dict[str, Callable[..., None]] = {"store": store, "compress": compress}
+NOTES = ("run.json", "report.html")  # clocks and stamps: outside the promise of equal bytes
+
+
 def tree(folder: Path) -> dict[str, str]:
     """{relative name: sha256} of all files."""
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def result(folder: Path) -> dict[str, str]:
+    """{relative name: sha256} of what equal runs have in common."""
+    return {name: sha for name, sha in tree(folder).items() if name not in NOTES}
 
 
 def times(folder: Path) -> dict[str, int]:

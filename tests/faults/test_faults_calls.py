@@ -8,17 +8,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from faultlib import WRITES, Disk, Failing, PowerCut, Short, Stop, run, times, tree, writer_of
+from faultlib import RUNS, WRITES, Disk, Failing, PowerCut, Short, Stop, result, times, tree, writer_of
 
 from eckart.errors import EckartError, Incomplete, Refused
 from eckart.store import Reader, verify
 
 
-def reference(source: Path, place: Path, recipe: str = "svd") -> dict[str, str]:
-    run(source, place / "reference", recipe=recipe)
-    found = tree(place / "reference")
-    shutil.rmtree(place / "reference")
-    return found
+def reference(how: str, source: Path, out: Path, recipe: str = "svd") -> dict[str, str]:
+    RUNS[how](source, out, recipe=recipe)
+    return result(out)
 
 
 def check_valid_or_absent(out: Path) -> None:
@@ -27,19 +25,19 @@ def check_valid_or_absent(out: Path) -> None:
         assert report.ok, report.problems
 
 
-def each_fault(source: Path, place: Path, make, overwrite: bool) -> int:
+def each_fault(how: str, source: Path, place: Path, make, overwrite: bool, step: int = 1) -> int:
     """Run once per call, with that call going wrong; returns the number of calls."""
-    new = reference(source, place)
-    older = reference(source, place, recipe="older") if overwrite else {}
+    run = RUNS[how]
+    new, older = reference(how, source, place / "new"), reference(how, source, place / "older", "older")
     before = tree(source), times(source)
-    at = 0
+    at = 1 - step
     while True:
-        at += 1
+        at += step
         box = place / f"box{at}"
         box.mkdir()
         out = box / "out"
         if overwrite:
-            run(source, out, recipe="older")
+            shutil.copytree(place / "older", out)
         disk: Disk = make(at)
         failed: BaseException | None = None
         try:
@@ -49,7 +47,7 @@ def each_fault(source: Path, place: Path, make, overwrite: bool) -> int:
             failed = err
         if not disk.hit:
             assert failed is None
-            assert tree(out) == new
+            assert result(out) == new
             return at - 1
         assert not isinstance(failed, Refused) or disk.hit in ("open", "pread_into", "close"), f"call {at} ({disk.hit})"
         if not isinstance(failed, Stop | Refused):
@@ -58,34 +56,47 @@ def each_fault(source: Path, place: Path, make, overwrite: bool) -> int:
         if overwrite and isinstance(disk, Failing) and not disk.forever:
             assert out.exists(), "an error between the two renames is taken back at once"
         if overwrite and out.exists():
-            assert tree(out) in (older, new)
+            assert result(out) in (older, new)
         run(source, out, overwrite=overwrite)
-        assert tree(out) == new, f"call {at} ({disk.hit})"
+        assert result(out) == new, f"call {at} ({disk.hit})"
         assert [p.name for p in box.iterdir() if not p.name.endswith("-lock")] == ["out"], f"call {at} ({disk.hit})"
         assert (tree(source), times(source)) == before
         shutil.rmtree(box)
 
 
-@pytest.mark.parametrize(("code", "overwrite"), [(errno.ENOSPC, False), (errno.EIO, True)], ids=["ENOSPC", "EIO-overwrite"])
-def test_every_call_fails_once(source: Path, place: Path, code: int, overwrite: bool) -> None:
-    assert each_fault(source, place, lambda at: Failing(at, code), overwrite) > 80
+def test_every_call_of_compress_fails_once(source: Path, place: Path) -> None:
+    assert each_fault("compress", source, place, lambda at: Failing(at, errno.ENOSPC), overwrite=False) > 150
+
+
+def test_every_other_call_of_an_overwriting_compress_fails_once(source: Path, place: Path) -> None:
+    """`bench/faults.py` takes every call, with either error."""
+    assert each_fault("compress", source, place, lambda at: Failing(at, errno.EIO), overwrite=True, step=2) > 150
 
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
 def test_the_disk_fails_from_every_call_on(source: Path, place: Path, overwrite: bool) -> None:
-    assert each_fault(source, place, lambda at: Failing(at, errno.ENOSPC, forever=True, ops=WRITES), overwrite) > 40
+    assert each_fault("store", source, place, lambda at: Failing(at, errno.ENOSPC, forever=True, ops=WRITES), overwrite) > 40
+
+
+def test_the_disk_fills_up_during_compress(source: Path, place: Path) -> None:
+    assert each_fault("compress", source, place, lambda at: Failing(at, errno.ENOSPC, forever=True, ops=WRITES), True, step=6) > 60
 
 
 @pytest.mark.parametrize(("seed", "overwrite"), [(0, False), (0, True), (1, True)], ids=["new", "overwrite-0", "overwrite-1"])
 def test_power_is_cut_at_every_call(source: Path, place: Path, seed: int, overwrite: bool) -> None:
-    assert each_fault(source, place, lambda at: PowerCut(at, seed), overwrite) > 80
+    assert each_fault("store", source, place, lambda at: PowerCut(at, seed), overwrite) > 80
 
 
-def test_short_reads_and_writes(source: Path, place: Path) -> None:
-    expected = reference(source, place)
+def test_power_is_cut_during_compress(source: Path, place: Path) -> None:
+    assert each_fault("compress", source, place, lambda at: PowerCut(at), True, step=10) > 150
+
+
+@pytest.mark.parametrize("how", RUNS)
+def test_short_reads_and_writes(source: Path, place: Path, how: str) -> None:
+    expected = reference(how, source, place / "reference")
     with Short(0).installed():
-        run(source, place / "out")
-    assert tree(place / "out") == expected
+        RUNS[how](source, place / "out")
+    assert result(place / "out") == expected
 
 
 def test_what_put_has_returned_from_survives_a_power_cut(source: Path, place: Path) -> None:
@@ -102,10 +113,11 @@ def test_what_put_has_returned_from_survives_a_power_cut(source: Path, place: Pa
             assert writer.records["decide"] == {"rank": 2}
 
 
-def test_a_failed_run_says_how_to_go_on(source: Path, place: Path) -> None:
+@pytest.mark.parametrize("how", RUNS)
+def test_a_failed_run_says_how_to_go_on(source: Path, place: Path, how: str) -> None:
     with (
         pytest.raises(Incomplete, match=r"No space left on device[\s\S]*kept in .*out\.partial-[\s\S]*Go on with:") as caught,
         Failing(12, errno.ENOSPC, forever=True, ops=("pwrite",)).installed(),
     ):
-        run(source, place / "out")
+        RUNS[how](source, place / "out")
     assert caught.value.exit_code == 4

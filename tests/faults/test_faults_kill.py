@@ -2,109 +2,64 @@
 
 from __future__ import annotations
 
-import json
-import os
+import errno
 import random
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faultlib import make_source, run, times, tree, writer_of
+from faultlib import Failing, compress, result, store, times, tree, writer_of
+from kills import Forker, kill_at_random
 
+from eckart.errors import Incomplete
 from eckart.store import Reader, _os, verify, work
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and fork")
 
 
-class Forker:
-    """Starts runs that can be killed."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-
-    def start(self, source: Path, out: Path, overwrite: bool = False, at: int = 0) -> int:
-        assert self.process.stdin is not None
-        print(json.dumps([str(source), str(out), overwrite, at]), file=self.process.stdin, flush=True)
-        return self._number()
-
-    def join(self) -> int:
-        assert self.process.stdin is not None
-        print(file=self.process.stdin, flush=True)
-        return self._number()
-
-    def _number(self) -> int:
-        assert self.process.stdout is not None
-        return int(self.process.stdout.readline())
-
-
 @pytest.fixture(scope="module")
 def forker() -> Iterator[Forker]:
-    here = Path(__file__).parent
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (here, here.parents[1], *filter(None, [os.environ.get("PYTHONPATH")]))))}
-    command = [sys.executable, str(here / "forker.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
-        yield Forker(process)
-        process.communicate()
+    with Forker.started() as process:
+        yield process
 
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
 def test_killed_at_calls(forker: Forker, source: Path, place: Path, overwrite: bool) -> None:
-    run(source, place / "whole")
-    expected, before = tree(place / "whole"), (tree(source), times(source))
-    for at in range(1 + overwrite, 1000, 6):
+    compress(source, place / "whole")
+    compress(source, place / "older", recipe="older")
+    expected, before = result(place / "whole"), (tree(source), times(source))
+    for at in range(1 + 4 * overwrite, 1000, 8):
         box = place / f"box{at}"
         box.mkdir()
         out = box / "out"
         if overwrite:
-            run(source, out, recipe="older")
-        forker.start(source, out, overwrite, at)
+            shutil.copytree(place / "older", out)
+        forker.start("compress", source, out, overwrite, at)
         status = forker.join()
         assert status in (0, -signal.SIGKILL)
         if out.exists():
             assert verify(out).ok
-        run(source, out, overwrite=overwrite)
-        assert tree(out) == expected, f"call {at}"
+        compress(source, out, overwrite=overwrite)
+        assert result(out) == expected, f"call {at}"
         assert [p.name for p in box.iterdir() if not p.name.endswith("-lock")] == ["out"]
         if status == 0:
             break
         shutil.rmtree(box)
     else:
         pytest.fail("the run never came to its end")
-    assert at > 80
+    assert at > 150
     assert (tree(source), times(source)) == before
 
 
-def test_killed_at_random_moments_until_done(forker: Forker, tmp_path: Path) -> None:
-    """On a real disk, where syncs take their time."""
-    source, out = make_source(tmp_path / "source"), tmp_path / "out"
-    run(source, tmp_path / "warm")
-    start = time.monotonic()
-    run(source, tmp_path / "whole")
-    length = time.monotonic() - start
-    expected, before = tree(tmp_path / "whole"), (tree(source), times(source))
-    dice, kills, runs = random.Random(0), 0, 0
-    while kills < 12:
-        pid = forker.start(source, out)
-        time.sleep(dice.uniform(0, 1.5 * length))
-        os.kill(pid, signal.SIGKILL)
-        status = forker.join()
-        assert status in (0, -signal.SIGKILL)
-        kills += status == -signal.SIGKILL
-        runs += 1
-        assert runs < 500
-        if out.exists():
-            assert verify(out).ok
-        if status == 0:
-            assert tree(out) == expected
-            shutil.rmtree(out)
-    run(source, out)
-    assert tree(out) == expected
-    assert (tree(source), times(source)) == before
+@pytest.mark.parametrize(("how", "kills"), [("compress", 40), ("store", 15)])
+def test_killed_at_random_moments_until_done(forker: Forker, tmp_path: Path, how: str, kills: int) -> None:
+    """On a real disk, where syncs take their time. `bench/faults.py` does the same a thousand times."""
+    found = kill_at_random(forker, how, tmp_path, kills, seed=0)
+    assert found.kills == kills
+    assert found.finished > 0
 
 
 def interrupted(source: Path, out: Path) -> Path:
@@ -121,7 +76,7 @@ def interrupted(source: Path, out: Path) -> Path:
             raise Enough
 
     with pytest.raises(Enough):
-        run(source, out, pause=pause)
+        store(source, out, pause=pause)
     (folder,) = work.siblings(out)
     return folder
 
@@ -133,7 +88,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_journal_cut_at_every_byte(source: Path, place: Path, quick: None) -> None:
-    run(source, place / "whole")
+    store(source, place / "whole")
     expected = tree(place / "whole")
     (place / "box").mkdir()
     out = place / "box" / "out"
@@ -156,14 +111,39 @@ def test_journal_cut_at_every_byte(source: Path, place: Path, quick: None) -> No
             assert writer.done == left | {"more"}, "what is appended after a torn line counts"
         (folder / work.JOURNAL).write_bytes(journal[:length])
         if length % 8 == 0 or {length - 1, length, length + 1} & set(ends):
-            run(source, out)
+            store(source, out)
             assert tree(out) == expected, f"{length} bytes of the journal"
             shutil.rmtree(out)
 
 
+def test_journal_of_compress_cut(source: Path, place: Path, quick: None) -> None:
+    compress(source, place / "whole")
+    expected = result(place / "whole")
+    (place / "box").mkdir()
+    out = place / "box" / "out"
+    with pytest.raises(Incomplete), Failing(1, errno.EIO, ops=("rename",)).installed():
+        compress(source, out)
+    (folder,) = work.siblings(out)
+    kept = place / "kept"
+    shutil.copytree(folder, kept)
+    journal = (kept / work.JOURNAL).read_bytes()
+    ends = {i + 1 for i, byte in enumerate(journal) if byte == ord("\n")}
+    assert len(ends) == 3
+    for length in sorted(
+        {0, *range(5, len(journal), 23), *ends, *(end - 1 for end in ends), *(min(end + 1, len(journal)) for end in ends)}
+    ):
+        if not folder.exists():
+            shutil.copytree(kept, folder)
+        (folder / work.JOURNAL).write_bytes(journal[:length])
+        compress(source, out)
+        assert result(out) == expected, f"{length} bytes of the journal"
+        assert [p.name for p in out.parent.iterdir()] == ["out"]
+        shutil.rmtree(out)
+
+
 def test_journal_and_data_damaged(source: Path, place: Path, quick: None) -> None:
     """Any damage to the work folder of an interrupted run is found, and what it touches is done again."""
-    run(source, place / "whole")
+    store(source, place / "whole")
     expected = tree(place / "whole")
     (place / "box").mkdir()
     out = place / "box" / "out"
@@ -182,6 +162,6 @@ def test_journal_and_data_damaged(source: Path, place: Path, quick: None) -> Non
         if dice.random() < 0.3:
             del data[dice.randrange(len(data)) :]
         victim.write_bytes(data)
-        run(source, out)
+        store(source, out)
         assert tree(out) == expected, victim.name
         shutil.rmtree(out)

@@ -71,6 +71,27 @@ def test_scale_type_both_ways(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bits", "values"),
+    [  # from the definitions (Micikevicius et al. 2022; OCP 8-bit formats): largest, smallest normal, smallest subnormal, minus two
+        ("F8_E4M3", [0x7E, 0x08, 0x01, 0xC0], [448.0, 2.0**-6, 2.0**-9, -2.0]),
+        ("F8_E5M2", [0x7B, 0x04, 0x01, 0xC0], [57344.0, 2.0**-14, 2.0**-16, -2.0]),
+        ("F8_E4M3FNUZ", [0x7F, 0x08, 0x01, 0xC8], [240.0, 2.0**-7, 2.0**-10, -2.0]),
+        ("F8_E5M2FNUZ", [0x7F, 0x04, 0x01, 0xC4], [57344.0, 2.0**-15, 2.0**-17, -2.0]),
+        ("F8_E8M0", [0x7F, 0x80, 0x00, 0xFE], [1.0, 2.0, 2.0**-127, 2.0**127]),
+        ("BF16", [0x80, 0x3F, 0x49, 0x40], [1.0, 3.140625]),
+        ("F16", [0xFF, 0x7B, 0x01, 0x00], [65504.0, 2.0**-24]),
+    ],
+)
+def test_small_floats_are_read_as_what_they_are(tmp_path: Path, dtype: str, bits: list[int], values: list[float]) -> None:
+    """Written by hand, byte by byte; the values are exact in float32."""
+    head = json.dumps({"w": {"dtype": dtype, "shape": [len(values)], "data_offsets": [0, len(bits)]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(bits))
+    tensor = Reader(tmp_path).read("w")
+    assert tensor.dtype == dtypes.torch_dtype(dtype)
+    assert tensor.float().tolist() == values
+
+
 names = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=12).filter(lambda n: n != "__metadata__")
 layouts = st.dictionaries(
     names, st.tuples(st.sampled_from(LOADABLE), st.lists(st.integers(0, 4), max_size=3).map(tuple)), min_size=1, max_size=8

@@ -321,6 +321,30 @@ def test_an_interrupted_swap_never_loses_the_only_copy(swapping: tuple[Path, Pat
     assert tree(out) == whole
 
 
+def test_half_a_former_output_never_comes_back(
+    swapping: tuple[Path, Path], whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former output is being removed, everything stops, and the new one is moved elsewhere by hand."""
+    out, folder = swapping
+    real, left = work._os.unlink, [2]
+
+    def unlink(path: Path) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Crash
+        real(path)
+
+    monkeypatch.setattr(work._os, "unlink", unlink)
+    with contextlib.suppress(Crash):
+        restart(out)
+    monkeypatch.undo()
+    assert 0 < len(tree(folder / work.GONE)) < len(whole)
+    out.rename(out.with_name("elsewhere"))
+    restart(out)
+    assert not out.exists()
+    assert not folder.exists()
+
+
 def test_an_output_made_by_hand_during_a_swap_is_kept(swapping: tuple[Path, Path], whole: dict[str, bytes]) -> None:
     out, folder = swapping
     out.mkdir()
