@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..catalogue import Catalogue
+    from ..linalg import Factors
 
 Reads = Literal["spectrum", "weight", "pair", "checkpoint", "text", "model"]
 
@@ -147,7 +148,14 @@ class WeightView:
         """All singular values, float64, descending."""
         from ..linalg import svdvals
 
-        return svdvals(self.weight).double()
+        return svdvals(self.weight, wide=True)
+
+    @cached_property
+    def factors(self) -> Factors:
+        """All singular triples; float32 (float64 where the weight is)."""
+        from ..linalg import svd
+
+        return svd(self.weight, name=self.site.name)
 
 
 @dataclass
@@ -194,8 +202,10 @@ class TextView:
         sites: those that the run is about.
         config: the model's `config.json`, empty when there is none.
         causal: whether the model predicts the next token.
-        texts: number of texts; 0 when the input is tensors.
+        texts: number of texts, which is the number of rows of all batches; 0 when the input is tensors.
         seed: of everything that draws numbers.
+        read: site -> W (out, in) as stored, for measures that weigh weights by their inputs; None reads from the model that runs.
+        specials: how many tokens the tokenizer puts in front of each text and behind it, for measures that leave them out.
     """
 
     catalogue: Catalogue
@@ -204,6 +214,8 @@ class TextView:
     causal: bool
     texts: int
     seed: int = 0
+    read: Callable[[Site], Tensor] | None = None
+    specials: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -236,7 +248,7 @@ class ModelView:
 class Observer(Protocol):
     """What an `OfText` measure does while text runs: it is fed activations and keeps sums, never the activations of all texts.
 
-    `x` are the rows of real tokens, (t, n), padding removed; `text` (t,) says which text of the run each row belongs to.
+    Two places are not linears or blocks: ("", "out") is the last hidden state (of a plain module: its output).
     """
 
     def wants(self) -> Iterable[tuple[str, Literal["in", "out"]]]:
@@ -244,11 +256,27 @@ class Observer(Protocol):
         ...
 
     def see(self, module: str, side: Literal["in", "out"], x: Tensor, text: Tensor) -> None:
-        """Rows that passed."""
+        """Rows that passed: one call of the module, in which every text of the batch is whole and in order.
+
+        Args:
+            module: path.
+            side: "in" or "out".
+            x: (t, n) the rows of real tokens, padding removed, finite, in the type and on the device of the model. What is kept beyond
+                this call must be a copy: the model may write over it.
+            text: (t,) int64 on the same device: which text of the run each row belongs to.
+        """
+        ...
+
+    def lose(self, module: str, side: Literal["in", "out"], why: str) -> None:
+        """A place that cannot be measured, and will not be shown again: the records say why."""
+        ...
+
+    def end_batch(self) -> None:
+        """All modules have seen the batch."""
         ...
 
     def records(self) -> Iterable[Record]:
-        """After the last batch."""
+        """After the last batch; a record for everything that was wanted, measured or not."""
         ...
 
 
@@ -301,7 +329,10 @@ class OfPair(Measure):
     compute: Callable[[PairView], Any]
 
     def of(self, view: PairView) -> Record:
-        """The record of one module."""
+        """The record of one module; two shapes give an invalid one."""
+        here, there = view.base.weight.shape, view.other.weight.shape
+        if here != there:
+            return self.missing(view.site.name, f"the shapes differ: {tuple(here)} and {tuple(there)}")
         return self.record(view.site.name, self.compute(view))
 
 

@@ -11,6 +11,17 @@ from torch import Tensor
 POINTS = 64  # of a spectrum kept for plots
 
 
+def squares(s: Tensor) -> Tensor:
+    """Squared singular values, float64, without those that may be rounding: up to len(s) eps of float64 of the largest.
+
+    Example:
+        >>> squares(torch.tensor([2.0, 1.0, 1e-9], dtype=torch.float64)).tolist()
+        [4.0, 1.0]
+    """
+    square = s.to(torch.float64).square()
+    return square[square > len(s) * torch.finfo(torch.float64).eps * square.max()] if len(s) else square
+
+
 def energy_rank(s: Tensor, share: float) -> int:
     """Smallest r whose leading squared singular values hold `share` of the total; 0 for a zero matrix.
 
@@ -38,6 +49,33 @@ def effective_rank(s: Tensor) -> float:
         return 0.0
     p = p[p > 0] / total
     return math.exp(float(-(p * p.log()).sum()))
+
+
+def entropy(s: Tensor) -> float:
+    """-sum p log p in nats, p = s^2 / sum(s^2): on squared singular values, unlike `effective_rank`. At most log(len(s)); 0 for a zero matrix.
+
+    Example:
+        >>> round(entropy(torch.ones(4)), 4)
+        1.3863
+    """
+    p = s.to(torch.float64).square()
+    total = float(p.sum())
+    if total == 0:
+        return 0.0
+    p = p[p > 0] / total
+    return max(0.0, float(-(p * p.log()).sum()))
+
+
+def relative_error(s: Tensor, rank: int) -> float:
+    """Frobenius error of the best approximation of that rank over the norm (Eckart and Young 1936); 0 for a zero matrix.
+
+    Example:
+        >>> relative_error(torch.tensor([4.0, 3.0]), 1)
+        0.6
+    """
+    square = s.to(torch.float64).square()
+    total = float(square.sum())
+    return math.sqrt(float(square[rank:].sum()) / total) if total > 0 else 0.0
 
 
 def stable_rank(s: Tensor) -> float:
