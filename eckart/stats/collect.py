@@ -138,16 +138,17 @@ def accumulate(
 ) -> Partial:
     """As `collect`, over the batches `start`, `start` + 1, ... of a longer list: a part to be merged. `start` must be the same numbering
     in every part; all else must be equal."""
-    slots, run = _run(model, needs, sites, seed, probe, probes, loss)
+    slots, run = run_of(model, needs, sites, seed, probe, probes, loss)
     trees: dict[str, Tree[Part]] = {s.key: Tree(join) for s in slots}
     digests: dict[int, str] = {}
     recorder = Recorder(slots)
-    with _prepared(model, recorder):
+    with prepared(model, recorder):
         for leaf, batch in enumerate(track(batches, "collecting statistics"), start):
             digests[leaf] = batch_digest(batch)
             if slots:
                 _one_batch(model, recorder, leaf, batch, run, loss)
-            trees = {key: tree.add(leaf, recorder.parts.pop(key, None)) for key, tree in trees.items()}
+            for key in trees:
+                trees[key] = trees[key].add(leaf, recorder.parts.pop(key, None))
     if not digests:
         raise Refused("statistics: expected at least one calibration batch, found none.")
     return Partial(slots, trees, digests, run["sites"], model_id or model_digest(model), run)
@@ -166,20 +167,27 @@ def fingerprint(
     model_id: str | None = None,
 ) -> str:
     """The fingerprint that `collect` would give with the same arguments, without running the model: what `Stats.load` asks for."""
-    _, run = _run(model, needs, sites, seed, probe, probes, loss)
+    _, run = run_of(model, needs, sites, seed, probe, probes, loss)
     return fingerprint_of(model_id or model_digest(model), data_digest(batch_digest(b) for b in batches), run)
 
 
-def _run(
-    model: nn.Module, needs: Iterable[Stat], sites: Collection[Site], seed: int, probe: str, probes: int, loss: Loss | None
+def run_of(
+    model: nn.Module,
+    needs: Iterable[Stat],
+    sites: Collection[Site],
+    seed: int = 0,
+    probe: str = "auto",
+    probes: int = 1,
+    loss: Loss | None = None,
+    propagated: bool = False,
 ) -> tuple[tuple[Slot, ...], dict[str, Any]]:
-    """The sums, and everything but model and data that they depend on."""
+    """The sums, and everything but model and data that they depend on; arguments as for `collect` and `slots_for`."""
     if probe not in (*PROBES, "auto"):
         raise UsageError(f"probe {probe!r}: expected 'auto', {' or '.join(map(repr, PROBES))}.")
     if probes < 1:
         raise UsageError(f"probes: expected at least 1, found {probes}.")
     auto = auto_probe(model, loss) if probe == "auto" else probe
-    slots = slots_for(needs, sites, auto)
+    slots = slots_for(needs, sites, auto, propagated=propagated)
     run = {
         "auto": auto,
         "needs": sorted(s.key for s in slots),
@@ -193,7 +201,7 @@ def _run(
 
 def _one_batch(model: nn.Module, recorder: Recorder, leaf: int, batch: Any, run: Mapping[str, Any], loss: Loss | None) -> None:
     wanted = [p for p in PROBES if any(s.stat.probe == p for s in recorder.slots)]
-    args, kwargs, layout, ids, mask = _unpack(model, leaf, batch, "random_projection" in wanted)
+    args, kwargs, layout, ids, mask = unpack(model, leaf, batch, "random_projection" in wanted)
     recorder.begin(layout)
     output = model(*args, **kwargs)
     scalars: list[tuple[str, Tensor]] = []
@@ -212,7 +220,7 @@ def _one_batch(model: nn.Module, recorder: Recorder, leaf: int, batch: Any, run:
 
 
 @contextlib.contextmanager
-def _prepared(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+def prepared(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     """Hooks on, evaluation mode, parameters frozen, gradients as needed; all as before afterwards, also after an exception."""
     modes = [(m, m.training) for m in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
@@ -237,12 +245,23 @@ def _prepared(model: nn.Module, recorder: Recorder) -> Iterator[None]:
 Unpacked = tuple[tuple[Any, ...], dict[str, Any], Layout, Tensor | None, Tensor | None]
 
 
-def _unpack(model: nn.Module, leaf: int, batch: Any, hidden: bool) -> Unpacked:
-    """(args, kwargs, layout, ids, mask) of a batch on the model's device; ids and mask only where the batch has them."""
-    place = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+def unpack(model: nn.Module, leaf: int, batch: Any, hidden: bool, place: torch.device | None = None) -> Unpacked:
+    """(args, kwargs, layout, ids, mask) of a batch on the model's device; ids and mask only where the batch has them.
+
+    Args:
+        model: what the arguments are for.
+        leaf: number of the batch.
+        batch: `data.Batch`, a mapping, a tensor, or a tuple of positional arguments.
+        hidden: ask a model with a head for its hidden states too.
+        place: where the arguments go; None is where the model is.
+
+    Raises:
+        UsageError: another type, no tensor, or a mask or weights of a wrong shape.
+    """
+    where = place or next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
     def move(x: Any) -> Any:
-        return x.to(place) if isinstance(x, Tensor) else x
+        return x.to(where) if isinstance(x, Tensor) else x
 
     if isinstance(batch, Tensor) or (isinstance(batch, tuple | list) and any(isinstance(b, Tensor) for b in batch)):
         args = (move(batch),) if isinstance(batch, Tensor) else tuple(move(b) for b in batch)

@@ -90,7 +90,7 @@ def centred(rows: Tensor, weights: Tensor | None = None) -> Centred | None:
         weights: optional (t,), not negative.
 
     Returns:
-        The partial moments on the CPU, or None when there is no row or no weight.
+        The partial moments on the CPU (on the meta device for rows without data), or None when there is no row or no weight.
     """
     if rows.device.type == "mps":  # it has no float64
         rows, weights = rows.cpu(), None if weights is None else weights.cpu()
@@ -99,7 +99,9 @@ def centred(rows: Tensor, weights: Tensor | None = None) -> Centred | None:
         part = _chunk(rows[at : at + ROWS], None if weights is None else weights[at : at + ROWS])
         if part is not None:
             out = part if out is None else combine(out, part)
-    return None if out is None else Centred(out.count, out.mean.cpu(), out.scatter.cpu())
+    if out is None or rows.is_meta:
+        return out
+    return Centred(out.count, out.mean.cpu(), out.scatter.cpu())
 
 
 def product_type(width: int) -> torch.dtype:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..errors import Refused
 from .moments import Centred, centred, combine, product_type
 from .probes import refuse_unless_finite
-from .slots import Slot
+from .slots import WATCHED, Slot
+from .watch import watch
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +125,9 @@ class Recorder:
         handles: list[Any] = []
         backward: dict[str, list[Slot]] = {}
         for slot in self.slots:
+            if slot.stat.kind in WATCHED:
+                handles.append(watch(model, slot, self))
+                continue
             module = _module(model, slot)
             if slot.stat.via == "backward":
                 backward.setdefault(slot.site.name, []).append(slot)
@@ -203,7 +207,7 @@ class Recorder:
             check = part.total if part is not None else None
         if part is not None and check is not None:
             refuse_unless_finite(check, f"{name}: its {what}", self.layout.leaf)
-            self._keep(slot, part)
+            self.keep(slot, part)
 
     def _fisher(self, slot: Slot, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         if not pairs:
@@ -218,9 +222,10 @@ class Recorder:
             for sample in range(count):
                 total += _squared([(x[sample], g[sample]) for x, g in split])
         refuse_unless_finite(total, f"{name}: its weight gradient", self.layout.leaf)
-        self._keep(slot, Sums(float(count), total))
+        self.keep(slot, Sums(float(count), total))
 
-    def _keep(self, slot: Slot, part: Part) -> None:
+    def keep(self, slot: Slot, part: Part) -> None:
+        """Add to a slot's sum of this batch."""
         old = self.parts.get(slot.key)
         self.parts[slot.key] = part if old is None else join(old, part)
 
@@ -241,7 +246,8 @@ def _absolute(rows: Tensor, weights: Tensor | None) -> Sums | None:
         rows, weights = rows.cpu(), None if weights is None else weights.cpu()
     size = rows.abs() if weights is None else rows.abs().double() * weights.double()[:, None]
     count = float(len(rows)) if weights is None else weights.sum(dtype=torch.float64).item()
-    return Sums(count, size.sum(0, dtype=torch.float64).cpu()) if count else None
+    total = size.sum(0, dtype=torch.float64)
+    return Sums(count, total if total.is_meta else total.cpu()) if count else None
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

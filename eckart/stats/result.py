@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from ..axes.protocols import Site, Stat
 from ..errors import Refused
 from .moments import ROWS, WIDTH_OF_F64_PRODUCTS, Centred, Moments
-from .record import Part, Sums
+from .record import Part
+from .shelf import PARTS, Shelf, Value, on_disk, parts_of, shapes_of, value_from
 from .slots import key_of, place_of, settle, slots_for
 
 FORMAT = 1
@@ -27,13 +29,14 @@ class Stats:
     """Statistics of a model on calibration text. Sums, not activations. They cannot be extended: merge parts before they are finished.
 
     Args:
-        values: `Moments`, or (count, float64 vector), by key; a count of 0 where calibration never came by.
+        values: `Moments`, or (count, float64 vector), by key; a count of 0 where calibration never came by. A `Shelf` where they are too large
+            for memory.
         sites: for each site's name, the id of its input.
         fingerprint: of model, data and needs: "model=... data=... needs=...".
         auto: the probe that "auto" stood for.
     """
 
-    values: Mapping[str, Moments | tuple[float, Tensor]]
+    values: Mapping[str, Value]
     sites: Mapping[str, str]
     fingerprint: str
     auto: str
@@ -41,26 +44,16 @@ class Stats:
     @classmethod
     def build(cls, parts: Mapping[str, Part | None], sites: Mapping[str, str], fingerprint: str, auto: str) -> Stats:
         """From the sums of a whole pass."""
-        values: dict[str, Moments | tuple[float, Tensor]] = {}
-        for key in sorted(parts):
-            part = parts[key]
-            if isinstance(part, Centred):
-                values[key] = part.moments()
-            elif isinstance(part, Sums):
-                values[key] = (part.count, part.total / part.count)
-            else:
-                values[key] = (0.0, torch.zeros(0, dtype=torch.float64))
-        return cls(values, dict(sites), fingerprint, auto)
+        return cls({key: value_of(parts[key]) for key in sorted(parts)}, dict(sites), fingerprint, auto)
 
     def _key(self, stat: Stat, site: Site) -> str:
         settled = settle(stat, self.auto)
-        where = self.sites.get(site.name, place_of(settled, site)) if settled.at == "in" else site.name
+        where = self.sites.get(site.name, place_of(settled, site)) if settled.at == "in" else place_of(settled, site)
         return key_of(settled, where)
 
     def has(self, stat: Stat, site: Site) -> bool:
         """Whether `get` would return a value."""
-        value = self.values.get(self._key(stat, site))
-        return value is not None and (value.count if isinstance(value, Moments) else value[0]) > 0
+        return (self._count(self._key(stat, site)) or 0) > 0
 
     def get(self, stat: Stat, site: Site) -> Any:
         """`Moments` for "moments"; for "absmean" the mean of |x| and for "fisher" the mean over samples (or batches), (n,) float64.
@@ -94,53 +87,63 @@ class Stats:
         places = {site.name, self.sites.get(site.name, site.name)}
         found = [k for k in self.values if k.rsplit("|", 1)[1] in places] if stat is None else [self._key(stat, site)]
         found.sort(key=lambda k: ("|backward|" in k, k.rsplit("|", 1)[1] != self.sites.get(site.name)))
-        value = self.values.get(found[0]) if found else None
-        if value is None:
+        count = self._count(found[0]) if found else None
+        if count is None:
             raise Refused(f"{site.name}: nothing was measured there.")
-        return value.count if isinstance(value, Moments) else value[0]
+        return count
 
     @property
     def nbytes(self) -> int:
         """Bytes of all values."""
-        return sum(t.numel() * 8 for t in self._tensors().values())
+        return 8 * sum(prod(shape) for shape in self._shapes().values())
 
-    def _tensors(self) -> dict[str, Tensor]:
-        out: dict[str, Tensor] = {}
-        for key, value in self.values.items():
-            if isinstance(value, Moments):
-                count, named = value.count, {"total": value.total, "gram": value.gram}
-            else:
-                count, named = value[0], {"mean": value[1]}
-            out[f"{key}|count"] = torch.tensor(count, dtype=torch.float64)
-            out.update({f"{key}|{name}": t for name, t in named.items() if t.numel()})
-        return out
+    def _count(self, key: str) -> float | None:
+        if isinstance(self.values, Shelf) and key in self.values:
+            return self.values.read(f"{key}|count").item()
+        value = self.values.get(key)
+        return value.count if isinstance(value, Moments) else None if value is None else value[0]
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        if isinstance(self.values, Shelf):
+            return self.values.shapes
+        return {name: shape for key, value in self.values.items() for name, shape in shapes_of(key, value).items()}
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all; the same statistics give the same bytes.
+        """Write a safetensors file, whole or not at all, a value at a time; the same statistics give the same bytes.
 
         Args:
             path: the file; an existing one is replaced.
         """
-        from safetensors.torch import save
+        from ..store.dtypes import to_bytes
+        from ..store.header import build_header
 
         path = Path(path)
         # one metadata entry: safetensors keeps several in no fixed order
         meta = {"format": FORMAT, "fingerprint": self.fingerprint, "auto": self.auto, "sites": self.sites}
-        raw = save({k: t.contiguous() for k, t in self._tensors().items()}, metadata={"eckart.stats": json.dumps(meta, sort_keys=True)})
+        shapes = self._shapes()
+        names = sorted(shapes)  # of one type, so that this is the order of the safetensors package
+        head = build_header([(n, "F64", shapes[n]) for n in names], {"eckart.stats": json.dumps(meta, sort_keys=True)})
         work = path.with_name(path.name + ".part")
         with open(work, "wb") as file:
-            file.write(raw)
+            file.write(head)
+            parts: dict[str, Tensor] = {}
+            for name in names:
+                if name not in parts:  # the tensors of a value follow each other
+                    key = name.rpartition("|")[0]
+                    parts = parts_of(key, self.values[key])
+                file.write(to_bytes(parts[name]))
             file.flush()
             os.fsync(file.fileno())
         os.replace(work, path)
 
     @classmethod
-    def load(cls, path: str | Path, fingerprint: str | None = None) -> Stats:
+    def load(cls, path: str | Path, fingerprint: str | None = None, max_bytes: int | None = None) -> Stats:
         """Read statistics back.
 
         Args:
             path: a file that `save` wrote.
             fingerprint: what the statistics must have been measured on; None accepts any.
+            max_bytes: values of more bytes in all stay in the file and are read when they are asked for; None takes all into memory.
 
         Raises:
             Refused: no such file, not such a file, or measured on another model, other data or for other needs (named).
@@ -153,8 +156,7 @@ class Stats:
         try:
             with safe_open(path, framework="pt") as file:
                 meta = json.loads((file.metadata() or {})["eckart.stats"])
-                names = set(file.keys())
-                tensors = {n: file.get_tensor(n) for n in names}
+                shapes = {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118 - not a dict
             form, mark, auto, sites = meta["format"], meta["fingerprint"], meta["auto"], meta["sites"]
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise Refused(f"{path}: expected a statistics file of eckart, found something else ({error}). Collect again.") from error
@@ -162,7 +164,14 @@ class Stats:
             raise Refused(f"{path}: expected format {FORMAT}, found {form!r}. Collect again.")
         if fingerprint is not None:
             _refuse_other(path, fingerprint, mark)
-        return cls(_values(path, tensors), sites, mark, auto)
+        shelf = Shelf(shapes, on_disk(path))
+        large = max_bytes is not None and 8 * sum(map(prod, shapes.values())) > max_bytes
+        values: dict[str, Value] = {}
+        for key in shelf:
+            value = _checked(path, key, shelf)
+            if not large:
+                values[key] = value
+        return cls(shelf if large else values, sites, mark, auto)
 
 
 def _refuse_other(path: Path, expected: str, found: str) -> None:
@@ -178,25 +187,22 @@ def _parts(mark: str) -> dict[str, str]:
     return {name: value for name, _, value in (part.partition("=") for part in mark.split())}
 
 
-def _values(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Moments | tuple[float, Tensor]]:
-    out: dict[str, Moments | tuple[float, Tensor]] = {}
-    for name in sorted(tensors):
-        key, _, part = name.rpartition("|")
-        if part != "count":
-            continue
-        found = {p: tensors.get(f"{key}|{p}") for p in ("total", "gram", "mean")}
-        total, gram, mean = found["total"], found["gram"], found["mean"]
-        good = all(t.dtype == torch.float64 and bool(torch.isfinite(t).all()) for t in (tensors[name], total, gram, mean) if t is not None)
-        if not good or tensors[name].numel() != 1:
-            raise Refused(f"{path}: {key} is damaged: expected finite float64 values. Collect again.")
-        count = tensors[name].item()
-        if total is not None and gram is not None and gram.shape == (len(total), len(total)):
-            out[key] = Moments(count, total, gram)
-        elif total is None and gram is None and (mean is not None or count == 0):
-            out[key] = (count, torch.zeros(0, dtype=torch.float64) if mean is None else mean)
-        else:
-            raise Refused(f"{path}: {key} is incomplete. Collect again.")
-    return out
+def _checked(path: Path, key: str, shelf: Shelf) -> Value:
+    parts = {p: shelf.read(f"{key}|{p}") for p in PARTS if f"{key}|{p}" in shelf.shapes}
+    good = all(t.dtype == torch.float64 and bool(torch.isfinite(t).all()) for t in parts.values())
+    if not good or parts["count"].numel() != 1:
+        raise Refused(f"{path}: {key} is damaged: expected finite float64 values. Collect again.")
+    try:
+        return value_from(parts)
+    except ValueError as error:
+        raise Refused(f"{path}: {key} is incomplete. Collect again.") from error
+
+
+def value_of(part: Part | None) -> Value:
+    """The finished value of a sum; None where calibration never came by."""
+    if isinstance(part, Centred):
+        return part.moments()
+    return (0.0, torch.zeros(0, dtype=torch.float64)) if part is None else (part.count, part.total / part.count)
 
 
 def predict_bytes(needs: Iterable[Stat], sites: Collection[Site], *, leaves: int | None = None) -> int:
@@ -211,7 +217,7 @@ def predict_bytes(needs: Iterable[Stat], sites: Collection[Site], *, leaves: int
     Returns:
         Bytes of the finished values (`Stats.nbytes` when calibration reaches every site), or the peak of the sums.
     """
-    total = sum(s.nbytes for s in slots_for(needs, sites, "auto"))
+    total = sum(s.nbytes for s in slots_for(needs, sites, "auto", propagated=True))
     return total if leaves is None else total * (max(leaves, 1).bit_length() + 1)
 
 

@@ -13,7 +13,11 @@ MEASURED: dict[str, tuple[tuple[str, str], ...]] = {
     "moments": (("in", "forward"), ("out", "forward"), ("out", "backward")),
     "absmean": (("in", "forward"), ("out", "forward")),
     "fisher": (("weight", "backward"),),
+    "frequency": (("in", "forward"),),
+    "influence": (("block", "forward"),),
+    "experts": (("block", "forward"),),
 }
+WATCHED = ("frequency", "influence", "experts")  # see `watch`
 PROBES = ("task_loss", "random_projection")
 FISHER = ("per_sample", "per_batch")
 
@@ -39,7 +43,11 @@ class Slot:
 
     @property
     def width(self) -> int:
-        """Channels: of the input, or of the output."""
+        """Channels: of the input, or of the output; length of the vector of a statistic that is neither."""
+        if self.stat.kind == "experts":
+            return self.site.shape[0] * (self.site.shape[0] + 1)
+        if self.stat.kind == "influence":
+            return 1
         return self.site.shape[0] if self.stat.at == "out" else self.site.shape[1]
 
     @property
@@ -50,7 +58,8 @@ class Slot:
 
 def key_of(stat: Stat, where: str) -> str:
     """Name of a settled statistic at a place."""
-    return "|".join((stat.kind, stat.at, stat.via, stat.probe, ",".join(stat.opts), where))
+    opts = stat.opts if stat.inputs == "original" else (*stat.opts, stat.inputs)
+    return "|".join((stat.kind, stat.at, stat.via, stat.probe, ",".join(opts), where))
 
 
 def settle(stat: Stat, auto: str) -> Stat:
@@ -68,10 +77,8 @@ def settle(stat: Stat, auto: str) -> Stat:
     if (stat.at, stat.via) not in MEASURED[stat.kind]:
         ways = " or ".join(f'at "{at}" via {via}' for at, via in MEASURED[stat.kind])
         raise UsageError(f'statistic {stat.kind!r}: expected {ways}, found at "{stat.at}" via {stat.via}.')
-    if stat.inputs != "original":
-        raise UsageError(
-            f"statistic {stat.kind!r}: one pass measures the model's own inputs; {stat.inputs!r} ones need a sweep over blocks."
-        )
+    if stat.inputs != "original" and stat.via != "forward":
+        raise UsageError(f"statistic {stat.kind!r}: {stat.inputs!r} inputs are measured via forward only, found via {stat.via}.")
     opts = stat.opts or (FISHER[:1] if stat.kind == "fisher" else ())
     if opts and (stat.kind != "fisher" or len(opts) != 1 or opts[0] not in FISHER):
         expected = " or ".join(map(repr, FISHER)) if stat.kind == "fisher" else "none"
@@ -83,24 +90,53 @@ def settle(stat: Stat, auto: str) -> Stat:
 
 
 def place_of(stat: Stat, site: Site) -> str:
-    """Where a statistic of a site is kept."""
+    """Where a statistic of a site is kept: its input, its module, its block, or the module of its experts."""
+    if stat.kind == "experts":
+        return site.name.rpartition(".")[0]
+    if stat.kind == "influence":
+        parts = site.name.split(".")
+        number = next((i for i, p in enumerate(parts) if p.isdigit()), len(parts) - 1)
+        return ".".join(parts[: number + 1])
     return site.reads or site.name if stat.at == "in" else site.name
 
 
-def slots_for(needs: Iterable[Stat], sites: Collection[Site], auto: str) -> tuple[Slot, ...]:
+def slots_for(needs: Iterable[Stat], sites: Collection[Site], auto: str, *, propagated: bool = False) -> tuple[Slot, ...]:
     """Every sum that the needs of these sites come to, in a fixed order.
+
+    Args:
+        needs: as axes declare them.
+        sites: the linears.
+        auto: the probe that "auto" stands for.
+        propagated: whether the caller can measure inputs that were propagated through what is already compressed.
 
     Raises:
         UsageError: a need that cannot be measured, a site that is not a linear, or sites of one input id with different widths.
     """
     stats = sorted({settle(s, auto) for s in needs}, key=lambda s: key_of(s, ""))
+    for stat in stats:
+        if stat.inputs != "original" and not propagated:
+            raise UsageError(
+                f"statistic {stat.kind!r}: one pass measures the model's own inputs; {stat.inputs!r} ones need a sweep over blocks."
+            )
     out: dict[str, Slot] = {}
     for stat in stats:
         for site in sites:
-            if site.kind != "linear":
+            if not _measures(stat, site, stats):
+                continue
+            if site.kind != "linear" and stat.kind not in WATCHED:
                 raise UsageError(f"{site.name}: statistics are measured at linears; this site is of kind {site.kind!r}.")
             slot = Slot(stat, place_of(stat, site), site)
             first = out.setdefault(slot.key, slot)
             if first.width != slot.width:
                 raise UsageError(f"{site.name}: reads {slot.where!r} of {first.width} channels but has {slot.width}.")
     return tuple(out.values())
+
+
+def _measures(stat: Stat, site: Site, stats: Collection[Stat]) -> bool:
+    """Whether a statistic is taken at a site at all. What only embeddings or experts have stands in for what only linears have."""
+    if stat.kind == "influence":
+        return site.block >= 0
+    own = {"frequency": "embedding", "experts": "experts"}
+    if stat.kind in own:
+        return site.kind == own[stat.kind]
+    return not (any(own.get(s.kind) == site.kind for s in stats) or (site.kind == "other" and any(s.kind == "experts" for s in stats)))
