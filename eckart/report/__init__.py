@@ -5,7 +5,8 @@ Example:
 """
 
 from .card import model_card
+from .check import check
 from .html import render, save
-from .schema import Report, check
+from .schema import Report
 
 __all__ = ["Report", "check", "model_card", "render", "save"]

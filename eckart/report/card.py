@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UsageError
-from .html import FIDELITY, paper_address
+from .check import check
+from .html import FIDELITY
+from .links import paper_address
 from .markup import visible
-from .schema import Evaluation, Report, check
+from .schema import Evaluation, Report
 from .tables import judge
 from .words import large, number, percent, several, size
 
@@ -118,6 +120,13 @@ def _usage(report: Report) -> list[str]:
     if report.get("form") == "dense":
         code = f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("path/to/this/folder")'
         return ["## How to load", "The factors were multiplied back: it loads like any other checkpoint.", _fence(code, "python")]
+    if report.get("form") == "plain":
+        code = f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("path/to/this/folder")'
+        return [
+            "## How to load",
+            "Its layers are dense, only fewer or smaller: it loads like any other checkpoint.",
+            _fence(code, "python"),
+        ]
     text = "`import eckart` comes first: it tells transformers how to read the factored layers. Without it the load fails, on purpose."
     code = f'import eckart\nfrom transformers import {auto}\n\nmodel = {auto}.from_pretrained("path/to/this/folder")'
     short = 'import eckart as ek\n\nmodel = ek.load("path/to/this/folder")'

@@ -6,16 +6,18 @@ import base64
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ..errors import Refused, UsageError
-from . import heatmap, panels, tables
+from . import depth, heatmap, inspection, panels, spectra, tables
+from .check import check
+from .links import link, paper_address
 from .markup import Markup, escape, tag, visible
-from .schema import Report, check, is_web
+from .schema import Report
 from .words import large, number, percent, several, size
 
 FIDELITY = {
@@ -45,6 +47,8 @@ def render(report: dict[str, Any] | Report) -> str:
     """
     checked = check(report)
     style, script = _asset("style.css"), _asset("script.js")
+    if checked["kind"] == "inspect":
+        style, script = style + _asset("inspect.css"), script + _asset("inspect.js")
     sections = list(_sections(checked))
     paintings = _paintings(checked)
     head = tag(
@@ -129,13 +133,15 @@ def _sections(report: Report) -> Iterator[tuple[str, str, str, list[Markup | Non
     """(id, word in the menu, heading, content); what has no data has no section."""
     count = _Count()
     yield "verdict", "Verdict", "Verdict", [_verdict(report)]
+    if advice := report.get("advice"):
+        yield "advice", "Advice", "Advice", [*inspection.advice(advice)]
     if report.get("evaluation"):
         yield "quality", "Quality", "Before and after", [tables.evaluation(report.get("evaluation", []))]
     if sizes := report.get("sizes"):
         yield "size", "Size", "What is stored", [tables.sizes(sizes)]
-    if report.get("curves"):
-        figures = [_figure(count(), curve["title"], curve.get("note", ""), panels.curve(curve)) for curve in report.get("curves", [])]
-        yield "curves", "Curves", "Quality against budget", [*figures]
+    inspecting = report["kind"] == "inspect"
+    if not inspecting and report.get("curves"):
+        yield "curves", "Curves", "Quality against budget", _curves(report, count)
     for i, table in enumerate(report.get("tables", [])):
         text = table.get("note")
         note = tag("p", {"class": "note"}, text) if text else None
@@ -144,26 +150,50 @@ def _sections(report: Report) -> Iterator[tuple[str, str, str, list[Markup | Non
     if layers and (found := heatmap.measures(report)):
         yield "map", "Map", "The model at a glance", [_map(report, found, count())]
     if any(v > 0 for layer in layers for v in layer.get("spectrum", [])):
-        cut = any(layer["state"] == "factored" for layer in layers)
-        text = "Singular values \u03c3\u1d62 of each matrix against their index i, both on log axes that all panels share. "
-        text += "Solid: what is kept; the dot marks the rank; faint: what is cut away." if cut else "One line per matrix."
-        text += " Lines that reach the bottom go on below it." if panels.clipped(layers) else ""
+        drawing = [spectra.spectra(layers), panels.depth_legend(layers)]
+        yield "spectra", "Spectra", "Spectra by role", [_figure(count(), "Spectra", spectra.text(layers), drawing)]
+    if (other := report.get("other")) and spectra.compared(layers):
+        text = f"Singular values of {other['name']} divided by those of {report['model']['name']}, index by index; 1 is no change."
+        text += " What lies beyond a panel is drawn on its border."
+        drawing = [spectra.ratios(layers), panels.depth_legend(layers)]
+        yield "change", "Change", "What changed", [_figure(count(), "Ratio of spectra", text, drawing)]
+    if found := report.get("profiles"):
+        text = "Descending lists of values against their index, a line per module; every panel has its own log axes."
         yield (
-            "spectra",
-            "Spectra",
-            "Spectra by role",
-            [_figure(count(), "Spectra", text, panels.spectra(layers), panels.depth_legend(layers))],
+            "profiles",
+            "More spectra",
+            "Other spectra",
+            [_figure(count(), "More spectra", text, [spectra.profiles(found), panels.depth_legend(layers)])],
         )
-    if report["kind"] != "inspect" and any(layer.get("error") is not None for layer in layers):
+    if found := report.get("depth"):
+        text = "One chart per number, by block; a line of its own for each role where matrices were measured."
+        text += " Hollow: not valid." if depth.doubted(found) else ""
+        text += " Bars: one standard error." if any("spread" in p for d in found for t in d["traces"] for p in t["points"]) else ""
+        figure = _figure(count(), "By depth", text, [*depth.charts(found), depth.legend(found)])
+        yield "depth", "Depth", "Through the depth of the model", [figure]
+    if inspecting and report.get("curves"):
+        yield "curves", "Curves", "Curves", _curves(report, count)
+    if found := report.get("facts"):
+        yield "facts", "Whole model", "The whole model", [inspection.facts(found, report.get("methods", []))]
+    if layers and inspecting:
+        yield "one", "One matrix", "One matrix", [tag("div", {"class": "js"}, inspection.one(report))]
+    if not inspecting and any(layer.get("error") is not None for layer in layers):
         text = "Relative loss of each matrix in the metric of the recipe, by depth; 0 is untouched. Grey: the other roles. "
         text += "Hollow: left dense." if any(layer["state"] != "factored" and layer.get("error") is not None for layer in layers) else ""
         yield "loss", "Loss", "Where the loss is", [_figure(count(), "Loss by depth", text, panels.losses(layers))]
     if layers:
-        yield "layers", "Layers", "Every matrix", [_filter(len(layers)), tables.layers(report)]
-    yield "method", "Method", "Method", list(_method(report))
+        yield "layers", "Layers", "Every matrix", [_filter(report), tables.layers(report)]
+    if found := report.get("methods"):
+        yield "methods", "Methods", "How each measure was taken", [inspection.methods(found)]
+    else:
+        yield "method", "Method", "Method", list(_method(report))
     if (recipe := report.get("recipe")) and recipe["yaml"].strip():
         yield "yaml", "YAML", "The exact run", [_yaml(recipe["yaml"], report.get("command"))]
     yield "versions", "Versions", "Versions and timings", list(_versions(report))
+
+
+def _curves(report: Report, count: _Count) -> list[Markup | None]:
+    return [_figure(count(), curve["title"], curve.get("note", ""), panels.curve(curve)) for curve in report.get("curves", [])]
 
 
 class _Count:
@@ -214,20 +244,40 @@ def _verdict(report: Report) -> Markup:
 
 def _paintings(report: Report) -> list[dict[str, Any]]:
     cells = heatmap.grid(report["layers"])
-    return [heatmap.paint(m, cells) for m in heatmap.measures(report)]
+    notes = {m["name"]: inspection.sentence(m) for m in report.get("methods", [])}
+    found = [(heatmap.paint(m, cells), notes.get(m.method, "")) for m in heatmap.measures(report)]
+    return [p | {"note": f"{note} {p['note']}".strip()} for p, note in found]
 
 
 def _map(report: Report, found: list[heatmap.Measure], index: int) -> Markup:
     cells = heatmap.grid(report["layers"])
-    first = heatmap.paint(found[0], cells)
-    options = [tag("option", {"value": m.key}, m.title) for m in found]
-    choose = tag("label", {"class": "js choose"}, "Colour by ", tag("select", {"id": "measure"}, options)) if len(found) > 1 else None
+    shown = heatmap.first_shown(found)
+    first = heatmap.paint(shown, cells)
+    choose = (
+        tag("label", {"class": "js choose"}, "Colour by ", tag("select", {"id": "measure", "autocomplete": "off"}, _options(found, shown)))
+        if len(found) > 1
+        else None
+    )
     text = "One cell per matrix: rows are roles, columns are blocks, from the first to the last."
-    if found[0].key == "rank" and heatmap.labelled(cells):
+    if shown.key == "rank" and heatmap.labelled(cells):
         text += " The number is the rank that is kept."
     if any(len(members) > 1 for members in cells.cells.values()):
         text += " A cell that holds several matrices shows their mean."
-    return _figure(index, "Map", text, [heatmap.rank_map(report, cells, first), heatmap.legend(report, cells, first)], choose)
+    drawing = [
+        heatmap.rank_map(report, cells, first),
+        heatmap.legend(report, cells, first),
+        inspection.caption(report, shown.method, first["note"]),
+    ]
+    return _figure(index, "Map", text, drawing, choose)
+
+
+def _options(found: list[heatmap.Measure], shown: heatmap.Measure) -> list[Markup]:
+    """Measures in a list; those with several numbers in a group of their own."""
+    out: list[Markup] = []
+    for group, members in groupby(found, key=lambda m: m.group):
+        options = [tag("option", {"value": m.key, "selected": m is shown and m is not found[0]}, m.title) for m in members]
+        out += [tag("optgroup", {"label": group}, options)] if group and len(options) > 1 else options
+    return out
 
 
 def _figure(index: int, title: str, text: str, content: object, control: Markup | None = None) -> Markup:
@@ -235,20 +285,33 @@ def _figure(index: int, title: str, text: str, content: object, control: Markup 
     return tag("figure", None, tag("div", {"class": "control"}, control) if control else None, content, caption)
 
 
-def _filter(count: int) -> Markup:
+def _filter(report: Report) -> Markup:
+    count = len(report["layers"])
     box = tag(
         "input",
         {"type": "search", "id": "filter", "placeholder": "part of a name, role or state", "autocomplete": "off", "spellcheck": "false"},
     )
     shown = tag("span", {"id": "shown", "aria-live": "polite"}, several(count, "matrix", "matrices"))
-    return tag("p", {"class": "js filter"}, tag("label", None, "Filter ", box), " ", shown)
+    return tag("p", {"class": "js filter"}, tag("label", None, "Filter ", box), " ", shown, _choose_columns(report))
+
+
+def _choose_columns(report: Report) -> Markup | None:
+    """Which numbers the table of an inspection shows: the main ones, all numbers of one measure, or everything."""
+    found = report.get("columns", [])
+    if all(c["main"] for c in found):
+        return None
+    titles = {m["name"]: m["title"] for m in report.get("methods", [])}
+    names = dict.fromkeys(c["measure"] for c in found)
+    options = [tag("option", {"value": ""}, "the main numbers"), tag("option", {"value": "*"}, "every number")]
+    options += [tag("option", {"value": n}, titles.get(n, n)) for n in names]
+    return tag("label", None, "Show ", tag("select", {"id": "columns"}, options))
 
 
 def _method(report: Report) -> Iterator[Markup]:
     recipe = report.get("recipe")
     if recipe:
         address = paper_address(recipe["paper"])
-        paper = _link(address, recipe["paper"]) if address else escape(recipe["paper"]) if recipe["paper"].strip() else None
+        paper = link(address, recipe["paper"]) if address else escape(recipe["paper"]) if recipe["paper"].strip() else None
         yield tag(
             "p",
             None,
@@ -261,29 +324,10 @@ def _method(report: Report) -> Iterator[Markup]:
             yield tag("p", None, tag("b", None, "What differs: "), recipe["differs"])
     for note in report.get("notes", []):
         href = note.get("href")
-        more = [" ", _link(href, "Source")] if href else None
+        more = [" ", link(href, "Source")] if href else None
         yield tag("p", None, tag("b", None, f"{note['title']}. "), note["text"], more)
     if not recipe and not report.get("notes"):
         yield tag("p", None, "Weights were read as they are stored; nothing was changed.")
-
-
-def paper_address(text: str) -> str | None:
-    """The web address of an arXiv number, a DOI or an address; None for other words.
-
-    Example:
-        >>> paper_address("arXiv:2403.07378"), paper_address("a talk")
-        ('https://arxiv.org/abs/2403.07378', None)
-    """
-    words = text.strip()
-    if match := re.fullmatch(r"arxiv:\s*([\w./-]+)", words, re.IGNORECASE):
-        return f"https://arxiv.org/abs/{match[1]}"
-    if match := re.fullmatch(r"doi:\s*(10\.[\w./;()-]+)", words, re.IGNORECASE):
-        return f"https://doi.org/{match[1]}"
-    return words if is_web(words) else None
-
-
-def _link(href: str, text: str) -> Markup:
-    return tag("a", {"href": href, "rel": "noopener noreferrer"}, text) if is_web(href) else escape(text)
 
 
 def _yaml(text: str, command: str | None) -> Markup:

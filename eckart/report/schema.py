@@ -1,18 +1,10 @@
 """The report as data: plain dicts, lists, strings and finite numbers, so that `report.json` is all of it.
 
-The TypedDicts below are the schema itself: `check` walks them. No `from __future__ import annotations` here, it would hide which
+The TypedDicts below are the schema itself: `check.check` walks them. No `from __future__ import annotations` here, it would hide which
 keys are required.
 """
 
-import math
-import types
-import typing
-from collections.abc import Mapping
-from functools import lru_cache
-from itertools import pairwise
-from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, cast
-
-from ..errors import Refused, did_you_mean
+from typing import Any, Literal, NotRequired, TypedDict
 
 FORMAT = 1
 SPECTRUM_POINTS = 64
@@ -55,12 +47,23 @@ class Sizes(TypedDict):
     bytes_after: int
 
 
+class Spectrum(TypedDict):
+    """`spectrum[k]` is the singular value number `spectrum_at[k]`, as in `Layer`."""
+
+    spectrum: list[float]
+    spectrum_at: list[int]
+
+
 class Layer(TypedDict):
     """One matrix.
 
     `block` is -1 outside the numbered blocks. `shape` is (out, in). `cap` is the largest rank that would still save parameters.
     `error` is the relative loss in the recipe's own metric, `energy` the share of the squared spectrum that is kept.
-    `spectrum[k]` is the singular value number `spectrum_at[k]`, counted from 1; at most 64 of them, descending.
+    `spectrum[k]` is the singular value number `spectrum_at[k]`, counted from 1; at most 64 of them, descending. `other` is the spectrum of
+    the same matrix in the compared model. `edge` is the largest singular value that noise of the same size would have, `outliers` of them stand out of it, `tail` the ends
+    [[index, value], [index, value]] of a fitted power law, a straight line on log axes.
+    `measures` has a number per column; `spread` its standard error; `doubt` says of a measure why its number here is no result, `remarks`
+    what goes with it; `lists` are values that are no single number.
     """
 
     name: str
@@ -79,6 +82,115 @@ class Layer(TypedDict):
     spectrum_at: NotRequired[list[int]]
     energy: NotRequired[float | None]
     measures: NotRequired[dict[str, float | None] | None]
+    spread: NotRequired[dict[str, float]]
+    doubt: NotRequired[dict[str, str]]
+    remarks: NotRequired[dict[str, str]]
+    lists: NotRequired[dict[str, list[float | None]]]
+    other: NotRequired[Spectrum | None]
+    edge: NotRequired[float | None]
+    outliers: NotRequired[int]
+    tail: NotRequired[list[list[float]]]
+
+
+class Column(TypedDict):
+    """A number per matrix: `key` names it in `Layer.measures`, `measure` is the measure that it belongs to. `main` ones are in the table
+    before anybody asks for more."""
+
+    key: str
+    measure: str
+    title: str
+    main: bool
+    unit: NotRequired[str]
+
+
+class Method(TypedDict):
+    """How a measure was taken, and how often it said something: of `valid` + `invalid` modules. `reasons` say why not."""
+
+    name: str
+    title: str
+    paper: str
+    estimator: str
+    note: str
+    settings: str
+    fidelity: Literal["exact", "variant", "idea"]
+    differs: str
+    unit: str
+    valid: int
+    invalid: int
+    reasons: list[str]
+
+
+class Point(TypedDict):
+    """A number at a block; -1 stands before the first block. `doubt` says why it is no result."""
+
+    block: int
+    value: float | None
+    spread: NotRequired[float]
+    doubt: NotRequired[str]
+
+
+class Trace(TypedDict):
+    """One line of a chart by depth."""
+
+    name: str
+    points: list[Point]
+
+
+class Profile(TypedDict):
+    """A descending list of one module, for instance the spectrum of a cache; `values[k]` is number `at[k]`, counted from 1."""
+
+    module: str
+    block: int
+    at: list[int]
+    values: list[float]
+
+
+class Profiles(TypedDict):
+    """Lists of the same kind from several modules, for a panel."""
+
+    key: str
+    measure: str
+    title: str
+    lines: list[Profile]
+
+
+class Depth(TypedDict):
+    """A chart by depth: a line, or a line per role. `main` ones are shown at once."""
+
+    key: str
+    measure: str
+    title: str
+    main: bool
+    traces: list[Trace]
+    unit: NotRequired[str]
+
+
+class Fact(TypedDict):
+    """A number about the whole model, or about a part of it that is neither a matrix nor a block. `module` is "" for the whole."""
+
+    module: str
+    measure: str
+    part: str
+    value: Scalar
+    spread: NotRequired[float]
+    doubt: NotRequired[str]
+    note: NotRequired[str]
+
+
+class Suggestion(TypedDict):
+    """What to do with a matrix, why, and what speaks for the reason: measured correlations, never a guess."""
+
+    action: Literal["compress", "keep", "protect", "adapt"]
+    module: str
+    reason: str
+    measures: list[str]
+
+
+class Advice(TypedDict):
+    """Suggestions in order, best first within an action; `basis` says for each action what they rest on, or why there are none."""
+
+    suggestions: list[Suggestion]
+    basis: list[str]
 
 
 class Evaluation(TypedDict):
@@ -137,7 +249,7 @@ class Report(TypedDict):
     layers: list[Layer]
     recipe: NotRequired[RecipeInfo | None]
     budget: NotRequired[dict[str, Scalar] | None]
-    form: NotRequired[Literal["factored", "dense"] | None]
+    form: NotRequired[Literal["factored", "dense", "plain"] | None]
     command: NotRequired[str | None]
     sizes: NotRequired[Sizes | None]
     evaluation: NotRequired[list[Evaluation]]
@@ -147,181 +259,10 @@ class Report(TypedDict):
     notes: NotRequired[list[Note]]
     versions: NotRequired[dict[str, Scalar]]
     timings: NotRequired[dict[str, Scalar]]
-
-
-def check(report: Mapping[str, Any]) -> Report:
-    """Refuse a dict that is not a report; return it unchanged otherwise. It does not check that the numbers are true.
-
-    Args:
-        report: what a verb produced, or `json.load` of a `report.json`.
-
-    Returns:
-        The same object, typed.
-
-    Raises:
-        Refused: the first thing that is wrong, with its path inside the report ("layers[3].rank"), what was expected and what was found.
-
-    Example:
-        >>> check({"format": 1})
-        Traceback (most recent call last):
-        ...
-        eckart.errors.Refused: report.kind: missing. A report needs format, kind, layers, model, title, verdict.
-    """
-    if not isinstance(report, Mapping):
-        raise Refused(f"report: expected a dict, found {type(report).__name__}.")
-    if "format" in report and report["format"] != FORMAT:
-        raise Refused(
-            f"report.format: this version of eckart reads format {FORMAT}, found {report['format']!r}. Write the report again with it."
-        )
-    _walk(report, Report, "report")
-    checked = cast(Report, report)
-    names: set[str] = set()
-    for i, layer in enumerate(checked["layers"]):
-        _layer(layer, f"report.layers[{i}] ({layer['name']!r})")
-        if layer["name"] in names:
-            raise Refused(f"report.layers[{i}].name: {layer['name']!r} is there twice; one entry per matrix is expected.")
-        names.add(layer["name"])
-    for i, table in enumerate(checked.get("tables", [])):
-        for j, row in enumerate(table["rows"]):
-            if len(row) != len(table["columns"]):
-                raise Refused(f"report.tables[{i}].rows[{j}]: expected {len(table['columns'])} cells, one per column, found {len(row)}.")
-    for i, curve in enumerate(checked.get("curves", [])):
-        for j, series in enumerate(curve["series"]):
-            if not series["points"] or any(len(p) != 2 for p in series["points"]):
-                raise Refused(f"report.curves[{i}].series[{j}].points: expected a non-empty list of [x, y] pairs.")
-    for i, note in enumerate(checked.get("notes", [])):
-        if note.get("href") and not is_web(str(note.get("href"))):
-            raise Refused(f"report.notes[{i}].href: expected an address that starts with https:// or http://, found {note.get('href')!r}.")
-    return checked
-
-
-def is_web(address: str) -> TypeGuard[str]:
-    """Is this a plain web address, with nothing in it that a browser would run?"""
-    return address.startswith(("https://", "http://")) and not any(c.isspace() or ord(c) < 32 for c in address)
-
-
-def _layer(layer: Layer, at: str) -> None:
-    if len(layer["shape"]) != 2 or min(layer["shape"]) < 1:
-        raise Refused(f"{at}.shape: expected two positive sizes (out, in), found {layer['shape']!r}.")
-    full, rank = min(layer["shape"]), layer["rank"]
-    if rank is not None and not 0 <= rank <= full:
-        raise Refused(f"{at}.rank: expected 0 to {full} for shape {layer['shape']}, found {rank}.")
-    if layer["state"] == "factored" and rank is None:
-        raise Refused(f"{at}.rank: a factored layer has a rank, found null.")
-    if min(layer["params_before"], layer["params_after"]) < 0:
-        raise Refused(f"{at}: a number of parameters is negative.")
-    if layer["block"] < -1:
-        raise Refused(f"{at}.block: expected a block index, or -1 outside the blocks, found {layer['block']}.")
-    values, places = layer.get("spectrum", []), layer.get("spectrum_at", [])
-    if len(values) != len(places) or len(values) > SPECTRUM_POINTS:
-        raise Refused(
-            f"{at}.spectrum: expected at most {SPECTRUM_POINTS} values and as many places in spectrum_at, "
-            f"found {len(values)} and {len(places)}."
-        )
-    if places and (places[0] < 1 or places[-1] > full or any(b <= a for a, b in pairwise(places))):
-        raise Refused(f"{at}.spectrum_at: expected increasing places from 1 to {full}, found {places!r}.")
-    if any(v < 0 for v in values) or any(b > a * 1.0001 + 1e-30 for a, b in pairwise(values)):
-        raise Refused(f"{at}.spectrum: expected singular values, descending and not negative.")
-    certificate = layer.get("certificate")
-    if certificate is not None and not isinstance(certificate.get("kind"), str):
-        raise Refused(f"{at}.certificate.kind: expected a word such as 'free', 'spectral' or 'optimum', found {certificate.get('kind')!r}.")
-
-
-def _walk(value: Any, kind: Any, at: str) -> None:
-    """Check `value` against a type made of TypedDict, list, dict, Literal, unions and scalars."""
-    origin = typing.get_origin(kind)
-    if kind is Any:
-        _json(value, at)
-    elif origin is NotRequired:
-        _walk(value, typing.get_args(kind)[0], at)
-    elif typing.is_typeddict(kind):
-        _record(value, kind, at)
-    elif origin is Literal:
-        if value not in typing.get_args(kind):
-            words = ", ".join(repr(w) for w in typing.get_args(kind))
-            raise Refused(f"{at}: expected one of {words}, found {value!r}.")
-    elif origin in (types.UnionType, typing.Union):
-        _union(value, typing.get_args(kind), at)
-    elif origin is list:
-        if not isinstance(value, list):
-            raise Refused(f"{at}: expected a list, found {_what(value)}.")
-        (inner,) = typing.get_args(kind)
-        if inner in _NAMES and all(_is(item, inner) for item in cast("list[Any]", value)):
-            return  # spectra are most of a report
-        for i, item in enumerate(cast("list[Any]", value)):
-            _walk(item, inner, f"{at}[{i}]")
-    elif origin is dict:
-        if not isinstance(value, dict):
-            raise Refused(f"{at}: expected a dict, found {_what(value)}.")
-        for key, item in cast("dict[Any, Any]", value).items():
-            _key(key, at)
-            _walk(item, typing.get_args(kind)[1], f"{at}[{key!r}]")
-    elif not _is(value, kind):
-        raise Refused(f"{at}: expected {_NAMES[kind]}, found {_what(value)}.")
-
-
-def _record(value: Any, kind: Any, at: str) -> None:
-    if not isinstance(value, Mapping):
-        raise Refused(f"{at}: expected a dict, found {_what(value)}.")
-    known = _hints(kind)
-    needed = sorted(kind.__required_keys__)
-    for key in needed:
-        if key not in value:
-            raise Refused(f"{at}.{key}: missing. A {kind.__name__.lower()} needs {', '.join(needed)}.")
-    for key, item in cast("Mapping[Any, Any]", value).items():
-        if key not in known:
-            raise Refused(f"{at}.{key}: not a key of a {kind.__name__.lower()}.{did_you_mean(str(key), sorted(known))}")
-        _walk(item, known[key], f"{at}.{key}")
-
-
-@lru_cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind, include_extras=True)
-
-
-def _union(value: Any, kinds: tuple[Any, ...], at: str) -> None:
-    if value is None and type(None) in kinds:
-        return
-    nested = [k for k in kinds if k not in _NAMES]
-    if nested and value is not None:
-        return _walk(value, nested[0], at)
-    if not any(_is(value, k) for k in kinds):
-        raise Refused(f"{at}: expected {' or '.join(_NAMES.get(k, 'a dict') for k in kinds)}, found {_what(value)}.")
-
-
-def _json(value: Any, at: str) -> None:
-    if isinstance(value, dict):
-        for key, item in cast("dict[Any, Any]", value).items():
-            _key(key, at)
-            _json(item, f"{at}[{key!r}]")
-    elif isinstance(value, list):
-        for i, item in enumerate(cast("list[Any]", value)):
-            _json(item, f"{at}[{i}]")
-    elif not any(_is(value, k) for k in _NAMES):
-        raise Refused(f"{at}: expected something JSON can hold, found {_what(value)}.")
-
-
-def _key(key: Any, at: str) -> None:
-    if not isinstance(key, str):
-        raise Refused(f"{at}: expected words as keys, found {key!r}.")
-
-
-_NAMES: dict[Any, str] = {
-    str: "a string",
-    int: "a whole number",
-    float: "a finite number",
-    bool: "true or false",
-    type(None): "null",
-}
-
-
-def _is(value: Any, kind: Any) -> bool:
-    # True is an int in Python, and numpy's float64 is a float: exact types keep report.json what it says it is.
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is kind
-
-
-def _what(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    other: NotRequired[Model | None]
+    columns: NotRequired[list[Column]]
+    methods: NotRequired[list[Method]]
+    depth: NotRequired[list[Depth]]
+    facts: NotRequired[list[Fact]]
+    profiles: NotRequired[list[Profiles]]
+    advice: NotRequired[Advice | None]

@@ -36,6 +36,15 @@ document.addEventListener("DOMContentLoaded", () => {
     : v.toExponential(n - 2).replace("e+", "e");
   const percent = (v) => `${(100 * v).toFixed(1)}%`;
 
+  /* a number with its error, and why it is no result where it is none */
+  function estimate(layer, c) {
+    const value = (layer.measures || {})[c.key], doubt = (layer.doubt || {})[c.measure];
+    if (value === undefined || value === null) return [];
+    const spread = (layer.spread || {})[c.key];
+    const text = `${c.title} ${digits(value)}${spread === undefined ? "" : ` \u00b1 ${digits(spread, 2)}`}${c.unit ? ` ${c.unit}` : ""}`;
+    return [doubt === undefined ? text : `${text}, not valid: ${doubt}`];
+  }
+
   /* what a matrix says about itself */
   function describe(layer) {
     const [m, n] = layer.shape;
@@ -44,7 +53,9 @@ document.addEventListener("DOMContentLoaded", () => {
     else if (report.kind !== "inspect" || layer.reason) lines.push((layer.state === "dense" ? "left dense" : layer.state) + (layer.reason ? `: ${layer.reason}` : ""));
     if (typeof layer.error === "number") lines.push(`relative loss ${digits(layer.error)}`);
     if (typeof layer.energy === "number") lines.push(`energy kept ${percent(layer.energy)}`);
-    for (const [name, value] of Object.entries(layer.measures || {})) if (value !== null) lines.push(`${name.replaceAll("_", " ")} ${digits(value)}`);
+    if (report.columns) {
+      for (const c of report.columns) if (c.main || shown && shown.key === `measure:${c.key}`) lines.push(...estimate(layer, c));
+    } else for (const [name, value] of Object.entries(layer.measures || {})) if (value !== null) lines.push(`${name.replaceAll("_", " ")} ${digits(value)}`);
     if (layer.certificate) lines.push(`certificate ${layer.certificate.kind}`);
     return lines;
   }
@@ -186,7 +197,7 @@ document.addEventListener("DOMContentLoaded", () => {
 
   /* the map */
   const cells = [...document.querySelectorAll(".heat .cell")];
-  let shown = maps[0];
+  let shown = maps.find((m) => $("measure") && m.key === $("measure").value) || maps[0];
   function extra(node) {
     if (!node.classList.contains("cell") || members(node).length === 1) return "";
     const k = cells.indexOf(node);
@@ -196,14 +207,17 @@ document.addEventListener("DOMContentLoaded", () => {
     const map = maps.find((m) => m.key === key);
     if (!map) return;
     shown = map;
+    const doubt = new Set(map.doubt);
     cells.forEach((cell, k) => {
-      cell.setAttribute("class", `cell ${map.steps[k] >= 0 ? `h${map.steps[k]}` : cell.dataset.s}`);
+      cell.setAttribute("class", `cell ${doubt.has(k) ? "doubt" : map.steps[k] >= 0 ? `h${map.steps[k]}` : cell.dataset.s}`);
       const text = cell.querySelector("text");
       if (text) text.textContent = map.labels[k];
     });
     for (const legend of document.querySelectorAll("[data-key]")) {
-      legend.hidden = !cells.some((cell, k) => map.steps[k] < 0 && cell.dataset.s === legend.dataset.key);
+      const key = legend.dataset.key;
+      legend.hidden = key === "doubt" ? !doubt.size : !cells.some((cell, k) => map.steps[k] < 0 && !doubt.has(k) && cell.dataset.s === key);
     }
+    if ($("map-note")) $("map-note").textContent = map.note;
     for (const [id, part] of [["map-title", "title"], ["map-low", "low"], ["map-high", "high"]]) $(id).textContent = map[part];
     if ($("measure")) $("measure").value = key;
   }
@@ -248,6 +262,7 @@ document.addEventListener("DOMContentLoaded", () => {
   }
   if ($("filter")) $("filter").addEventListener("input", (event) => filter(event.target.value));
   function go(index) {
+    if (page.open) return page.open(index);
     const row = rows[index];
     if (!row) return;
     hide();
@@ -280,6 +295,7 @@ document.addEventListener("DOMContentLoaded", () => {
     URL.revokeObjectURL(link.href);
   });
 
+  Object.assign(page, { height, mark, report, layers, rows, table, tip, digits, estimate, place, hide, sort }); // for the script of one kind of report
   function obey() {
     const asked = page.asked();
     page.theme(asked.get("theme"));

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .markup import Markup, tag
+from .schema import Column as Measured
 from .schema import Evaluation, Layer, Report, Scalar, Sizes, Table
 from .words import NONE, large, number, percent, signed, size
 
@@ -27,7 +28,7 @@ def evaluation(rows: Sequence[Evaluation]) -> Markup:
             tag("td", {"class": f"num {verdict}"}, change, tag("span", {"class": "sub"}, verdict)),
         ]
         body.append(tag("tr", None, cells))
-    return framed(_head("Metric", "Before#", "After#", "Change#"), body, "Before and after")
+    return framed(heads("Metric", "Before#", "After#", "Change#"), body, "Before and after")
 
 
 def judge(row: Evaluation) -> tuple[str, str]:
@@ -75,7 +76,7 @@ class Column:
 
 
 WHICH = (
-    Column("name", "Matrix", False, lambda x: _breakable(x["name"])),
+    Column("name", "Matrix", False, lambda x: breakable(x["name"])),
     Column("block", "Block", True, lambda x: str(x["block"]) if x["block"] >= 0 else NONE),
     Column("role", "Role", False, lambda x: x["role"]),
     Column("shape", "Shape", True, lambda x: f"{x['shape'][0]:,} \u00d7 {x['shape'][1]:,}"),
@@ -95,17 +96,36 @@ CUT = (
 )
 
 
+def measured(report: Report) -> list[Measured]:
+    """The columns of numbers that the layers have, also where a report does not describe them."""
+    if "columns" in report:
+        return report.get("columns", [])
+    names = sorted({name for layer in report["layers"] for name in (layer.get("measures") or {})})
+    return [{"key": n, "measure": n, "title": n.replace("_", " "), "main": True} for n in names]
+
+
 def columns(report: Report) -> list[Column]:
     """What was cut, for a run that cut; what was measured, for one that only looked."""
     if report["kind"] != "inspect":
         return [*WHICH, *CUT]
-    names = sorted({name for layer in report["layers"] for name in (layer.get("measures") or {})})
-    found = [*WHICH, BEFORE, *map(_measured, names)]
+    found = [c for c in WHICH if c.key != "role"] + [_of(c) for c in measured(report) if c["main"]]  # the name ends in the role
     return [*found, STATE] if any(x["state"] == "skipped" or x.get("reason") for x in report["layers"]) else found
 
 
-def _measured(name: str) -> Column:
-    return Column(f"measure:{name}", name.replace("_", " "), True, lambda x: number((x.get("measures") or {}).get(name)))
+def _of(c: Measured) -> Column:
+    return Column(f"measure:{c['key']}", c["title"], True, lambda x: estimate(x, c["key"], c["measure"]))
+
+
+def estimate(layer: Layer, key: str, measure: str) -> object:
+    """A number with its standard error, and whether it is a result at all."""
+    value, spread = (layer.get("measures") or {}).get(key), layer.get("spread", {}).get(key)
+    text = number(value) if spread is None else f"{number(value)} \u00b1 {number(spread, 2)}"
+    return judged(text, layer.get("doubt", {}).get(measure), value is not None)
+
+
+def judged(text: str, doubt: str | None, shown: bool) -> object:
+    """A number that is no result is pale, has a question mark, and says why."""
+    return text if doubt is None else tag("span", {"class": "doubtful", "title": doubt}, text, " ?" if shown else "")
 
 
 def layers(report: Report) -> Markup:
@@ -136,7 +156,7 @@ def _rank(layer: Layer) -> object:
     return [number(layer["rank"]), tag("span", {"class": "of"}, f" / {min(layer['shape']):,}")]
 
 
-def _breakable(name: str) -> list[object]:
+def breakable(name: str) -> list[object]:
     """Long dotted names may break after a dot on a narrow screen."""
     parts = name.split(".")
     return [[part, ".", tag("wbr")] if i < len(parts) - 1 else part for i, part in enumerate(parts)]
@@ -168,7 +188,7 @@ def framed(head: Markup, body: Sequence[Markup], caption: str) -> Markup:
     return tag("div", {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": caption}, table)
 
 
-def _head(*titles: str) -> Markup:
+def heads(*titles: str) -> Markup:
     """Column heads; "#" marks a column of numbers."""
     return tag("tr", None, [tag("th", {"scope": "col", "class": "num" if t.endswith("#") else None}, t.rstrip("#")) for t in titles])
 

@@ -323,7 +323,7 @@ def test_inspect_shows_its_measures() -> None:
         x["measures"] = {"stable_rank": 3.25, "entropy": 0.5}
     page = Page(render(data))
     heads = [e["@data-k"] for e in page.all("th") if "@data-k" in e]
-    assert heads == ["name", "block", "role", "shape", "before", "measure:entropy", "measure:stable_rank"]
+    assert heads == ["name", "block", "shape", "measure:entropy", "measure:stable_rank"]
     assert [m["key"] for m in embedded(page, "map-data")] == ["measure:entropy", "measure:stable_rank"]
     assert "cut away" not in page.all("section", id="spectra")[0]["text"]
 
@@ -378,7 +378,7 @@ def test_save_refuses_bad_places(tmp_path: Path) -> None:
 
 
 def test_papers_become_links() -> None:
-    from eckart.report.html import paper_address
+    from eckart.report.links import paper_address
 
     assert paper_address("arXiv:2404.02948") == "https://arxiv.org/abs/2404.02948"
     assert paper_address("doi:10.1007/BF02288367") == "https://doi.org/10.1007/BF02288367"
