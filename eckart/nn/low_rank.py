@@ -26,6 +26,7 @@ class LowRankLinear(nn.Module):
         bias: whether `up` has a bias.
         device: where the parameters live; None is torch's default.
         dtype: their type; None is torch's default.
+        common: one of the factors serves other layers too, so that the rank may exceed the smaller size, up to the larger.
 
     Raises:
         UsageError: a size below 1, or a rank outside 1..min(m, n).
@@ -47,12 +48,13 @@ class LowRankLinear(nn.Module):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        common: bool = False,
     ) -> None:
         super().__init__()
         if in_features < 1 or out_features < 1:
             raise UsageError(f"LowRankLinear: sizes must be at least 1, found in_features={in_features}, out_features={out_features}.")
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= min(in_features, out_features):
-            largest = min(in_features, out_features)
+        largest = (max if common else min)(in_features, out_features)
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= largest:
             raise UsageError(f"LowRankLinear: a {out_features}x{in_features} layer takes a rank from 1 to {largest}, found {rank!r}.")
         self.in_features = in_features
         self.out_features = out_features
@@ -62,13 +64,14 @@ class LowRankLinear(nn.Module):
         self.register_buffer("weight", torch.zeros(1, device=device, dtype=dtype))
 
     @classmethod
-    def from_factors(cls, up: Tensor, down: Tensor, bias: Tensor | None = None) -> LowRankLinear:
+    def from_factors(cls, up: Tensor, down: Tensor, bias: Tensor | None = None, common: bool = False) -> LowRankLinear:
         """The layer that multiplies by `up @ down`. The tensors are copied; type and device are theirs.
 
         Args:
             up: (m, r).
             down: (r, n).
             bias: (m,), or None.
+            common: as for the layer itself.
 
         Raises:
             UsageError: shapes that do not fit, or tensors of different type or device.
@@ -92,7 +95,7 @@ class LowRankLinear(nn.Module):
             return nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format))
 
         # built on the meta device: no memory twice, and torch's global generator is not touched
-        layer = cls(down.shape[1], up.shape[0], up.shape[1], bias=bias is not None, device="meta", dtype=up.dtype)
+        layer = cls(down.shape[1], up.shape[0], up.shape[1], bias=bias is not None, device="meta", dtype=up.dtype, common=common)
         layer.down.weight = own(down)
         layer.up.weight = own(up)
         if bias is not None:

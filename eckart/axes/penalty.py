@@ -1,0 +1,114 @@
+"""Terms that are added to the loss, as gradients, once per step of the optimiser: each says how it is summed, and is smooth at zero.
+
+Under Adam a penalty's gradient is part of what is normalised, as with any loss; weights of papers that clip or add elsewhere do not transfer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from .training import Piece, Training, add_gradient
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Reduce = Literal["sum", "mean"]
+
+
+class Penalty(Piece):
+    """Base of penalties: a sum over matrices of a smooth function of one tensor."""
+
+    axis: ClassVar[str] = "penalty"
+
+    weight: float
+    reduce: Reduce
+    parts: tuple[str, ...]
+
+    def of(self, part: str, tensor: Tensor) -> Tensor:
+        """The penalty of one tensor."""
+        raise NotImplementedError
+
+    def strength(self, training: Training) -> float:
+        """What the sum is multiplied by."""
+        return self.weight
+
+    def value(self, training: Training) -> Tensor:
+        """The term as the loss would have it, for reports."""
+        found = [self.of(part, p) for _, part, p in training.trained(*self.parts)]
+        return self._reduced(found) * self.strength(training)
+
+    def before_step(self, training: Training) -> None:
+        import torch
+
+        wanted: Sequence[tuple[str, nn.Parameter]] = [(part, p) for _, part, p in training.trained(*self.parts)]
+        if not wanted or self.weight == 0:
+            return
+        share = self.strength(training) / (len(wanted) if self.reduce == "mean" else 1)
+        for part, parameter in wanted:  # one by one: their terms do not share anything
+            with torch.enable_grad():
+                alone = parameter.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(self.of(part, alone), alone)
+            add_gradient(parameter, gradient * share)
+
+    def _reduced(self, found: Sequence[Tensor]) -> Tensor:
+        import torch
+
+        if not found:
+            return torch.zeros(())
+        total = torch.stack([f.reshape(()) for f in found]).sum()
+        return total / len(found) if self.reduce == "mean" else total
+
+
+@dataclass(frozen=True)
+class L2(Penalty):
+    """Squared norm of a part.
+
+    Args:
+        weight: beta.
+        parts: which.
+        reduce: over the matrices.
+    """
+
+    kind: ClassVar[str] = "l2"
+
+    weight: float = 1e-4
+    parts: tuple[str, ...] = ("core",)
+    reduce: Reduce = "sum"
+
+    def of(self, part: str, tensor: Tensor) -> Tensor:
+        return tensor.square().sum()
+
+
+@dataclass(frozen=True)
+class Orth(Penalty):
+    """Distance of the factors from orthonormal ones: ‖L^T L - I‖ and ‖R R^T - I‖, on the r x r side.
+
+    Args:
+        weight: gamma.
+        parts: which factors.
+        norm: "fro", whose gradient has norm 2 however near the factors are, or "fro2", its square.
+        reduce: over all factors of all layers.
+        smooth: sqrt(x² + smooth²) - smooth instead of x: below it the gradient fades, where a bare norm would push along rounding noise.
+        over_peak: divide the weight by the run's highest learning rate, so that plain SGD moves by the weight itself.
+    """
+
+    kind: ClassVar[str] = "orth"
+
+    weight: float = 1e-3
+    parts: tuple[str, ...] = ("left", "right")
+    norm: Literal["fro", "fro2"] = "fro"
+    reduce: Reduce = "sum"
+    smooth: float = 1e-3
+    over_peak: bool = False
+
+    def strength(self, training: Training) -> float:
+        return self.weight / training.peak if self.over_peak else self.weight
+
+    def of(self, part: str, tensor: Tensor) -> Tensor:
+        import torch
+
+        gram = tensor.T @ tensor if part == "left" else tensor @ tensor.T
+        square = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum()
+        return square if self.norm == "fro2" else (square + self.smooth**2).sqrt() - self.smooth

@@ -1,0 +1,315 @@
+"""A small complete fine-tune: one protocol for every recipe, so that recipes can be compared by anyone with one command."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...axes import Recipe
+from ...data import batches, load_texts
+from ...data import evaluate as measures
+from ...errors import Refused, UsageError
+from ...progress import track
+from ...verbs.adapter_folder import check_folder
+from ...verbs.evaluate import causal_rows
+from ...verbs.host import is_causal
+from .train_report import report_of, save_run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HELD_OUT = 0.1  # of the texts, where no evaluation file is given
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all recipes of a comparison share.
+
+    Args:
+        steps: of the optimiser.
+        batch_size: rows per forward pass.
+        accumulate: forward passes per step.
+        length: tokens per row.
+        lr: peak learning rate; None is the recipe's own, which its paper tuned for large models.
+        warmup: share of the steps.
+        weight_decay: None is the recipe's.
+        clip: largest norm of the gradient, 0 for none.
+        seed: of initialisation and order.
+        device: None is CUDA where it is there.
+    """
+
+    steps: int = 200
+    batch_size: int = 8
+    accumulate: int = 1
+    length: int = 256
+    lr: float | None = None
+    warmup: float = 0.03
+    weight_decay: float | None = None
+    clip: float = 1.0
+    seed: int = 0
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "length"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, found {getattr(self, name)}.")
+        if self.lr is not None and not self.lr > 0:
+            raise UsageError(f"lr: expected a positive number, found {self.lr}.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tune.
+
+    Args:
+        recipe: what ran.
+        rows: metrics before and after.
+        losses: (step, training loss).
+        trained: numbers that trained.
+        seconds: of initialisation and of training.
+        model: the model with its adapter.
+        lr: peak learning rate.
+    """
+
+    recipe: Recipe
+    rows: list[dict[str, Any]]
+    losses: list[tuple[int, float]]
+    trained: int
+    seconds: dict[str, float]
+    model: Any = field(repr=False, default=None)
+    lr: float = 0.0
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Training and held-out text of a run."""
+
+    train: list[str]
+    held_out: list[str]
+    name: str
+
+
+def texts_of(data: Any, held_out: Any = None) -> Texts:
+    """Training text, and text that is kept from it.
+
+    Args:
+        data: texts, or a path to .txt or .jsonl.
+        held_out: likewise; None keeps the last tenth of `data`.
+
+    Raises:
+        UsageError: too few texts, or token ids.
+    """
+    train: Any = load_texts(data)
+    if not all(isinstance(t, str) for t in train):
+        raise UsageError("adapt --data: expected texts; token ids have no bytes to be scored on.")
+    name = Path(held_out).name if isinstance(held_out, str | Path) else "held-out texts"
+    if held_out is not None:
+        return Texts(list(train), list(load_texts(held_out)), name)  # type: ignore[arg-type]
+    count = max(1, round(HELD_OUT * len(train)))
+    if len(train) < 2:
+        raise UsageError("adapt --data: one text cannot be both trained on and held out. Give more lines, or --eval FILE.")
+    where = Path(data).name if isinstance(data, str | Path) else "the data"
+    return Texts(list(train[:-count]), list(train[-count:]), f"last {count} of {where}")
+
+
+def run(model: Any, tokenizer: Any, recipe: Recipe, texts: Texts, protocol: Protocol, *, rank: float | None = None, **how: Any) -> Run:
+    """Adapt a model in memory, train it, and score it before and after. The model is changed.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        recipe: what to train.
+        texts: from `texts_of`.
+        protocol: how.
+        rank: as in `adapt`.
+        **how: further arguments of `adapt`.
+
+    Raises:
+        Refused: not a causal language model.
+    """
+    import torch
+
+    from .adapt import adapt
+    from .glue import glue
+
+    if not is_causal(model):
+        raise Refused(
+            f"{type(model).__name__}: adapt --data trains causal language models. Use ek.adapt and a Trainer of your own for others."
+        )
+    began = time.perf_counter()
+    before = measures.causal(model, tokenizer, texts.held_out)
+    clock = {"evaluation before": time.perf_counter() - began}
+    calib = how.pop("calib", None)
+    if recipe.needs() and calib is None:
+        calib = texts.train[:256]
+    adapted = adapt(model, recipe, rank, calib=calib, tokenizer=tokenizer, seed=protocol.seed, **how)
+    clock["initialisation"] = time.perf_counter() - began - sum(clock.values())
+    rows = _rows(texts.train, tokenizer, protocol)
+    rate = protocol.lr if protocol.lr is not None else float(recipe.train.get("lr", 2e-4))
+    decay = protocol.weight_decay if protocol.weight_decay is not None else float(recipe.train.get("weight_decay", 0.0))
+    state = torch.get_rng_state()
+    try:
+        losses = _train(adapted, rows, protocol, rate, decay, glue(adapted))
+    finally:
+        torch.set_rng_state(state)  # Trainer seeds the global generator
+    clock["training"] = time.perf_counter() - began - sum(clock.values())
+    adapted.eval()
+    after = measures.causal(adapted, tokenizer, texts.held_out)
+    clock["evaluation after"] = time.perf_counter() - began - sum(clock.values())
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    return Run(recipe, causal_rows(before, after, texts.name), losses, trained, clock, adapted, rate)
+
+
+def _rows(texts: Sequence[str], tokenizer: Any, protocol: Protocol) -> list[dict[str, Tensor]]:
+    """Windows of the texts, shuffled by the seed."""
+    import torch
+
+    from ...seeds import generator
+
+    out: list[dict[str, Tensor]] = []
+    for batch in batches(list(texts), tokenizer, max_length=protocol.length, batch_size=1, split_long=True):
+        ids = batch.input_ids[0][batch.attention_mask[0] > 0]
+        if len(ids) > 1:
+            out.append({"input_ids": ids, "labels": ids})
+    if not out:
+        raise UsageError("adapt --data: the texts hold no two tokens in a row to learn from.")
+    order = torch.randperm(len(out), generator=generator(protocol.seed, "order of rows")).tolist()
+    return [out[i] for i in order]
+
+
+def _pad(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids = pad_sequence([r["input_ids"] for r in rows], batch_first=True)
+    lengths = torch.tensor([len(r["input_ids"]) for r in rows])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def _train(model: Any, rows: list[dict[str, Tensor]], protocol: Protocol, rate: float, decay: float, glue: Any) -> list[tuple[int, float]]:
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    losses: list[tuple[int, float]] = []
+
+    class Progress(TrainerCallback):
+        bar: Iterator[int]
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.bar = track(range(protocol.steps), "training", protocol.steps)
+            next(self.bar, None)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            next(self.bar, None)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs and "loss" in logs:
+                losses.append((state.global_step, float(logs["loss"])))
+
+    with tempfile.TemporaryDirectory() as work:
+        args = TrainingArguments(
+            work, max_steps=protocol.steps, per_device_train_batch_size=protocol.batch_size, gradient_accumulation_steps=protocol.accumulate,
+            learning_rate=rate, weight_decay=decay, lr_scheduler_type="cosine", warmup_steps=round(protocol.warmup * protocol.steps),
+            max_grad_norm=protocol.clip, logging_steps=max(1, protocol.steps // 40), save_strategy="no", report_to=[], disable_tqdm=True,
+            seed=protocol.seed, remove_unused_columns=False, use_cpu=protocol.device == "cpu" or not torch.cuda.is_available(),
+            dataloader_pin_memory=False, logging_nan_inf_filter=False,
+        )  # fmt: skip
+        data: Any = rows
+        trainer = Trainer(model, args, train_dataset=data, data_collator=_pad, callbacks=[glue, Progress()])  # pyright: ignore[reportArgumentType]
+        from transformers import PrinterCallback
+
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    for step, loss in losses:
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise Refused(f"training diverged at step {step} (loss {loss}). Lower the rate: --lr {rate / 4:g}.")
+    return losses
+
+
+def load_base(path: str | Path, device: str | None) -> tuple[Any, Any]:
+    """(model, tokenizer) of a folder; in float32 on a CPU, where half precision is slow and saves little."""
+    import torch
+
+    from ..load import load, load_tokenizer
+
+    cuda = torch.cuda.is_available() and device != "cpu"
+    model = load(str(path), dtype=None if cuda else torch.float32, device=device or ("cuda" if cuda else None))
+    return model, load_tokenizer(str(path))
+
+
+def finetune(
+    model: str | Path, data: Any, recipe: str | Recipe = "lora", rank: float | None = None, *, out: str | Path, protocol: Protocol | None = None,
+    held_out: Any = None, overwrite: bool = False, command: str = "", variant: str | None = None, glue: Sequence[str | Recipe] = (),
+    settings: Sequence[str] = (), base: str | None = None, **how: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Fine-tune one recipe and write the adapter with its card and report.
+
+    Args:
+        model: folder of a causal language model, or a Hub id.
+        data: training texts, or a path to .txt or .jsonl.
+        recipe, rank, variant, glue, settings, base: as in `adapt`.
+        out: adapter folder to write.
+        protocol: steps, sizes, learning rate.
+        held_out: texts to score on; None keeps the last tenth of the data.
+        overwrite: replace an earlier adapter folder.
+        command: the command line, for the report.
+        **how: further arguments of `adapt`.
+
+    Returns:
+        The report.
+    """
+    from ...verbs.adapt_request import resolve
+
+    protocol = protocol or Protocol()
+    found = resolve(recipe, rank, variant=variant, glue=glue, settings=settings, base=base)
+    folder = check_folder(out, [model] if Path(model).exists() else [], overwrite)
+    texts = texts_of(data, held_out)
+    inner, tokenizer = load_base(model, protocol.device)
+    done = run(inner, tokenizer, found, texts, protocol, rank=rank, **how)
+    report = report_of(str(model), [done], protocol, texts, command)
+    save_run(folder, done, report, str(model))
+    return report
+
+
+def compare(
+    model: str | Path, data: Any, recipes: Sequence[str], rank: float | None = None, *, out: str | Path, protocol: Protocol | None = None,
+    held_out: Any = None, overwrite: bool = False, command: str = "", **how: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Fine-tune several recipes under one protocol; write an adapter folder each, one table and the curves.
+
+    Args:
+        model, data, rank, protocol, held_out, overwrite, command: as in `finetune`.
+        recipes: names, "corda:kpm" for a variant.
+        out: folder for the adapters, `report.html` and `report.json`.
+        **how: further arguments of `adapt`.
+
+    Returns:
+        The report.
+    """
+    from ...report.html import save
+    from ...verbs.adapt_request import resolve
+
+    protocol = protocol or Protocol()
+    if len(set(recipes)) < len(recipes) or len(recipes) < 2:
+        raise UsageError(f"--compare: expected at least two different recipes, found {', '.join(recipes) or 'none'}.")
+    found = {n: resolve(n.partition(":")[0], rank, variant=n.partition(":")[2] or None) for n in recipes}
+    target = Path(out)
+    if target.exists() and any(target.iterdir()) and not overwrite:
+        raise Refused(f"{out}: exists and is not empty. Choose another output, or add --overwrite.")
+    target.mkdir(parents=True, exist_ok=True)
+    folders = {n: check_folder(target / n.replace(":", "-"), [model] if Path(model).exists() else [], overwrite) for n in recipes}
+    texts = texts_of(data, held_out)
+    runs: list[Run] = []
+    for name in recipes:
+        inner, tokenizer = load_base(model, protocol.device)
+        done = run(inner, tokenizer, found[name], texts, protocol, rank=rank, **how)
+        save_run(folders[name], done, report_of(str(model), [done], protocol, texts, command), str(model))
+        runs.append(Run(done.recipe.with_(name=name), done.rows, done.losses, done.trained, done.seconds, None, done.lr))
+    report = report_of(str(model), runs, protocol, texts, command)
+    save(report, target / "report.html", overwrite=True)
+    return report
