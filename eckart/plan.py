@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .axes.border import to_dict
-from .axes.protocols import Bundle, Cost, Decides, Site
+from .axes.protocols import Bundle, Cost, Decides
 from .axes.recipe import Recipe
 from .axes.solve import adds_bias, cost
 from .errors import UsageError
@@ -137,14 +137,20 @@ class Plan:
         return replace(self, stages=(*self.stages[:-1], replace(self.stages[-1], jobs=tuple(jobs))))
 
 
-def bundles_of(recipe: Recipe, sites: Sequence[Site]) -> list[Bundle]:
-    """Sites that are solved together; each by itself unless the recipe groups them."""
-    return [Bundle(s.name, (s,)) for s in sites]
-
-
 def when(recipe: Recipe) -> Decides:
-    """When ranks are known. A budget on energy or error needs spectra, whatever the allocation."""
-    return "spectra" if recipe.budget.kind in ("energy", "error", "threshold") else recipe.allocate.decides
+    """When ranks are known. A budget on energy or error needs spectra, whatever the allocation, and so do factors that are trained first."""
+    trained = recipe.factor is not None and hasattr(recipe.factor, "lasso")
+    return "spectra" if trained or recipe.budget.kind in ("energy", "error", "threshold") else recipe.allocate.decides
+
+
+def judges(recipe: Recipe) -> bool:
+    """Whether a run measures the loss of changed models, or trains: it then needs calibration whatever the statistics."""
+    return (
+        recipe.recover is not None
+        or hasattr(recipe.factor, "lasso")
+        or hasattr(recipe.score, "measured")
+        or recipe.allocate.decides == "training"
+    )
 
 
 def compute_dtype(recipe: Recipe) -> str:
@@ -174,7 +180,7 @@ def make_plan(
     if not bundles:
         reasons = "; ".join(sorted(set(skipped.values()))) or "the model has no linear layers"
         raise UsageError(f"{model}: no matrix is targeted ({reasons}). See target.skip and target.only: --set 'target.only=[\"q_proj\"]'.")
-    bare = [b.name for b in bundles if adds_bias(recipe) and b.sites[0].bias is None]
+    bare = [s.name for b in bundles for s in b.sites if adds_bias(recipe) and s.bias is None and s.kind != "embedding"]
     if bare and recipe.form.layout == "dense":
         raise UsageError(
             f"{recipe.name} gives {bare[0]} a bias, and its class has none there, so a dense folder would lose it on loading. "
@@ -204,7 +210,7 @@ def _job(recipe: Recipe, bundle: Bundle, cost: Cost, rank: int | None, exact: bo
     m, n = bundle.shape
     state = "undecided" if exact else "dense" if rank is None else "factored"
     most = cost.break_even if exact else rank
-    chosen = choose(m, n, most or 1, dtype=compute_dtype(recipe), device=device, tol=TOL)
+    chosen = choose(m, n, min(most or 1, m, n), dtype=compute_dtype(recipe), device=device, tol=TOL)
     method = "gram" if exact else chosen.method
     size = nbytes(bundle.sites[0].dtype, (1,))
     after = cost.at(most)

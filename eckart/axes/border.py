@@ -12,22 +12,62 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import UsageError, did_you_mean
-from . import allocate, factor, filter, form, metric, roles, score, source, target
+from ..errors import Refused, UsageError, did_you_mean
+from . import (
+    allocate,
+    branch,
+    core,
+    factor,
+    filter,
+    form,
+    gradient,
+    group,
+    metric,
+    penalty,
+    recover,
+    refine,
+    refresh,
+    roles,
+    score,
+    source,
+    target,
+    variance,
+)
 from .base import Choice
 from .protocols import Budget
-from .recipe import AXES, Recipe
+from .recipe import AXES, PIECES, Recipe
 
 CHOICES: dict[str, dict[str, type[Choice]]] = {}
-for _module in (target, source, metric, factor, filter, score, allocate, form, roles):
+for _module in (
+    target,
+    source,
+    metric,
+    factor,
+    filter,
+    score,
+    variance,
+    allocate,
+    form,
+    branch,
+    core,
+    roles,
+    group,
+    refine,
+    recover,
+    penalty,
+    gradient,
+    refresh,
+):
     for _value in vars(_module).values():
         if isinstance(_value, type) and issubclass(_value, Choice) and hasattr(_value, "kind"):
             CHOICES.setdefault(_value.axis, {})[_value.kind] = _value
 
 PLAIN = ("name", "verb", "paper", "title", "fidelity", "differs")
+_PLAIN = Recipe(name="-", verb="-", paper="-")  # holds the defaults
 
 
 def _dump(value: Any) -> Any:
@@ -45,12 +85,14 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data: what YAML, `eckart show` and the fingerprint see."""
     out: dict[str, Any] = {k: getattr(recipe, k) for k in PLAIN if getattr(recipe, k)}
     out |= {axis: _dump(value) for axis, value in recipe.axes().items()}
+    out |= {axis: None for axis in AXES if getattr(recipe, axis) is None and getattr(_PLAIN, axis) is not None}
     if recipe.budget.kind:
         out["budget"] = {recipe.budget.kind: recipe.budget.value}
     if recipe.roles:
         out["roles"] = {part: role.kind for part, role in recipe.roles.items()}
     if recipe.train:
         out["train"] = dict(recipe.train)
+    out |= {axis: _dump(getattr(recipe, axis)) for axis in PIECES if getattr(recipe, axis)}
     return out
 
 
@@ -61,11 +103,11 @@ def _choice(axis: str, data: Any, where: str) -> Choice:
         data = {"kind": data}
     kinds = CHOICES.get(axis, {})
     if not isinstance(data, Mapping) or "kind" not in data:
-        raise UsageError(f"{where}: expected a mapping with `kind:` (one of {', '.join(sorted(kinds))}), found {data!r}.")
+        raise UsageError(f"{where}: expected a mapping with `kind:` (one of {', '.join(sorted(kinds))}), found {_short(data)}.")
     cls = kinds.get(str(data["kind"]))
     if cls is None:
         raise UsageError(
-            f"{where}.kind: no {axis} is called {data['kind']!r}.{did_you_mean(str(data['kind']), kinds)} There are: {', '.join(sorted(kinds))}."
+            f"{where}.kind: no {axis} is called {_short(data['kind'])}.{did_you_mean(str(data['kind']), kinds)} There are: {', '.join(sorted(kinds))}."
         )
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     given: dict[str, Any] = {}
@@ -77,8 +119,16 @@ def _choice(axis: str, data: Any, where: str) -> Choice:
                 f"{where}.{key}: {axis}={cls.kind} has no such field.{did_you_mean(key, fields)} It has: {', '.join(fields) or 'none'}."
             )
         nested = isinstance(value, Mapping) and "kind" in value
-        given[key] = _choice(axis, value, f"{where}.{key}") if nested else value
+        given[key] = _choice(_axis_of(cls, key, axis), value, f"{where}.{key}") if nested else value
     return _validate(cls, given, where)
+
+
+def _axis_of(cls: type, key: str, axis: str) -> str:
+    """The axis of the choices that a field holds; its owner's own when it names none."""
+    from typing import get_args, get_type_hints
+
+    hint = get_type_hints(cls)[key]
+    return next((t.axis for t in (get_args(hint) or (hint,)) if hasattr(t, "axis")), axis)
 
 
 def _validate(cls: type, given: dict[str, Any], where: str) -> Any:
@@ -99,7 +149,7 @@ def _validate(cls: type, given: dict[str, Any], where: str) -> Any:
             else:
                 checked[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:
-            raise UsageError(f"{where}.{key}: {error.errors()[0]['msg']}, found {value!r}.") from None
+            raise UsageError(f"{where}.{key}: {error.errors()[0]['msg']}, found {_short(value)}.") from None
     return cls(**checked)
 
 
@@ -109,10 +159,13 @@ def budget_from(data: Any, where: str = "budget") -> Budget:
         return data
     known = [f.name for f in dataclasses.fields(Budget)]
     if not isinstance(data, Mapping):
-        raise UsageError(f"{where}: expected a mapping such as {{keep: 0.8}}, found {data!r}.")
+        raise UsageError(f"{where}: expected a mapping such as {{keep: 0.8}}, found {_short(data)}.")
     for key in data:
         if key not in known:
             raise UsageError(f"{where}.{key}: no such budget.{did_you_mean(str(key), known)} There are: {', '.join(known)}.")
+    for key, value in data.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{where}.{key}: expected a number, found {value}.")
     return Budget(**dict(data))
 
 
@@ -131,15 +184,32 @@ def from_dict(data: Mapping[str, Any]) -> Recipe:
             given[key] = None if value is None else _choice(key, value, key)
         elif key == "budget":
             given[key] = budget_from(value)
-        elif key == "roles":
-            given[key] = {str(part): _choice("roles", role, f"roles.{part}") for part, role in dict(value).items()}
+        elif key in PIECES:
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise UsageError(f"{key}: expected a list of choices, found {_short(value)}.")
+            given[key] = tuple(_choice(key, piece, f"{key}[{i}]") for i, piece in enumerate(value))
+        elif key in ("roles", "train"):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{key}: expected a mapping, found {_short(value)}.")
+            table = {str(part): item for part, item in value.items()}
+            given[key] = {p: _choice("roles", role, f"roles.{p}") for p, role in table.items()} if key == "roles" else table
+        elif key in PLAIN and key not in ("name", "verb") and not isinstance(value, str):
+            raise UsageError(f"{key}: expected text, found {_short(value)}.")
         else:
             given[key] = value
     for key in ("name", "verb"):
         if not isinstance(given.get(key), str):
             raise UsageError(f"{key}: a recipe needs it.")
+        if not 0 < len(given[key]) <= 100 or "\n" in given[key]:
+            raise UsageError(f"{key}: expected a line of 1 to 100 characters, found {_short(given[key])}.")
     given.setdefault("paper", "")
     return Recipe(**given)
+
+
+def _short(value: Any) -> str:
+    """A value for a message, never much longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -149,14 +219,14 @@ def to_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True, width=120)
 
 
-def from_yaml(text: str) -> Recipe:
-    """A recipe from YAML text (safe loader)."""
-    import yaml
+def from_yaml(text: str | bytes) -> Recipe:
+    """A recipe from YAML text, read as a stranger's: plain values, no tags, no aliases, no key twice."""
+    from ..store._yaml import parse
 
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"recipe YAML cannot be read: {error}") from None
+        data = parse(text, "recipe YAML")
+    except Refused as error:
+        raise UsageError(str(error)) from None
     if not isinstance(data, Mapping):
         raise UsageError(f"recipe YAML: expected a mapping, found {type(data).__name__}.")
     return from_dict(data)

@@ -10,7 +10,9 @@ from .protocols import Parts
 
 
 def _cut(parts: Parts, keep: slice) -> Parts:
-    return replace(parts, left=parts.left[:, keep], right=parts.right[keep])
+    values = None if parts.values is None else parts.values[keep]
+    core = None if parts.core is None else parts.core[keep, keep]
+    return replace(parts, left=parts.left[:, keep], right=parts.right[keep], values=values, core=core)
 
 
 @dataclass(frozen=True)

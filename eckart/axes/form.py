@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .base import Choice
-from .protocols import Bundle, Cost, Edits, Parts
+from .branch import Branch as Branch
+from .merged import Merged as Merged
+from .pairs import Balance as Balance
+from .pairs import Layout, apply_site, base_of, dense_tensors, pair_outcome, pair_tables, pair_tensors, reread_site
+from .pairs import balance as balance
+from .protocols import Bundle, Cost, Edits, Outcome, Parts, Ranked
+from .shared import SharedBasis as SharedBasis
+from .smaller import Smaller as Smaller
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Balance = Literal["even", "left", "right"]
-
-
-def balance(left: Tensor, right: Tensor, how: Balance) -> tuple[Tensor, Tensor]:
-    """Move the norm of each triple: half to each side ("even"), or all of it into the left or the right factor.
-
-    For a plain SVD "even" is the square root of the singular value on each side.
-    """
-    a, b = left.norm(dim=0), right.norm(dim=1)
-    zero = (a == 0) | (b == 0)
-    a, b = a.masked_fill(zero, 1), b.masked_fill(zero, 1)
-    to_left = {"even": (b / a).sqrt(), "left": b, "right": 1 / a}[how]
-    return left * to_left, right / to_left[:, None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ class Pair(Choice):
     gives: ClassVar[frozenset[str]] = frozenset({"bias", "pair"})
 
     balance: Balance = "even"
-    layout: Literal["factored", "dense"] = "factored"
+    layout: Layout = "factored"
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -58,43 +51,28 @@ class Pair(Choice):
         return Cost(dense=m * n, per_rank=m + n, full=min(m, n))
 
     def build(self, kept: Parts, rest: Parts | None, bundle: Bundle, read_bias: Callable[[str], Tensor], seed: int) -> Edits:
-        import torch
-
-        from ..store.dtypes import torch_dtype
-
         site = bundle.site
-        dtype = torch_dtype(site.dtype)
-        bias = kept.bias if kept.bias is not None else (read_bias(site.bias) if site.bias else None)
+        bias = kept.bias[0] if kept.bias is not None and kept.bias[0] is not None else (read_bias(site.bias) if site.bias else None)
         if self.layout == "dense":
-            weight = (kept.left @ kept.right).to(dtype)
-            tensors = {site.tensors[0]: weight.T.contiguous() if site.view == "transposed" else weight}
-            if bias is not None:
-                tensors[site.bias or f"{site.tensors[0].removesuffix('weight')}bias"] = bias.to(dtype)
-            return Edits(tensors)
+            return Edits(dense_tensors(site, kept.left @ kept.right, bias))
         up, down = balance(kept.left, kept.right, self.balance)
-        base = site.tensors[0].removesuffix(".weight")
-        tensors = {f"{base}.down.weight": down.to(dtype).contiguous(), f"{base}.up.weight": up.to(dtype).contiguous()}
-        dropped = {}
-        if bias is not None:
-            tensors[f"{base}.up.bias"] = bias.to(dtype).contiguous()
-        if site.bias:
-            dropped[site.bias] = f"moved to {base}.up.bias"
-        tensors[f"{base}.weight"] = torch.zeros(1, dtype=dtype)  # guard: an unregistered load must fail, not fill in random weights
-        return Edits(tensors, dropped, {"ranks": {site.name: int(down.shape[0])}, "bias": {site.name: bias is not None}})
+        gone = {site.bias: f"moved to {base_of(site)}.up.bias"} if site.bias else {}
+        return Edits(pair_tensors(site, up, down, bias), gone)
 
-    def layout_of(self, bundle: Bundle, rank: int, adds_bias: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Name -> (dtype, shape) of the tensors that `build` will return at this rank, known before any work."""
-        site = bundle.site
-        m, n = site.shape
-        base = site.tensors[0].removesuffix(".weight")
-        has_bias = adds_bias or site.bias is not None
-        if self.layout == "dense":
-            out = {site.tensors[0]: (site.dtype, (n, m) if site.view == "transposed" else (m, n))}
-            return out | ({site.bias or f"{base}.bias": (site.dtype, (m,))} if has_bias else {})
-        out: dict[str, tuple[str, tuple[int, ...]]] = {
-            f"{base}.down.weight": (site.dtype, (rank, n)),
-            f"{base}.up.weight": (site.dtype, (m, rank)),
-        }
-        if has_bias:
-            out[f"{base}.up.bias"] = (site.dtype, (m,))
-        return out | {f"{base}.weight": (site.dtype, (1,))}
+    def outcome(self, bundle: Bundle, rank: int, adds_bias: bool) -> Outcome:
+        """The tensors at this rank, before any work."""
+        return pair_outcome(bundle.site, rank, adds_bias, self.layout)
+
+    def apply(self, model: Any, bundle: Bundle, edits: Edits) -> None:
+        """Put the pair, or its product, into a model in memory."""
+        apply_site(model, bundle.site, edits.tensors, self.layout)
+
+    def reread(self, model: Any, bundle: Bundle, edits: Edits) -> Edits:
+        """The edits with the values that a model has after training; `edits` says which tensors there are."""
+        return replace(edits, tensors=reread_site(model, bundle.site, edits.tensors)) if self.layout == "factored" else edits
+
+    def config_of(
+        self, done: Ranked, adds_bias: bool, config: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+        """Ranks, and the biases that the dense class does not have."""
+        return ({}, {}) if self.layout == "dense" else (pair_tables(done, adds_bias), {})

@@ -1,17 +1,36 @@
-"""Best in what sense: side of W, statistic, power, damping."""
+"""Best in what sense: side of W, statistic, power, damping.
+
+Sites that are solved together have one common side (`Bundle.shares`): there the metric comes from the mean of their statistics, so that its
+unit stays that of one layer. On the other side they are stacked, and the metric is block diagonal.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from .base import NOTHING, Choice
-from .protocols import Bundle, Stat, StatsView
+from .protocols import Bundle, Side, Site, Stat, StatsView
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..linalg.psd import Weight
+
+Inputs = Literal["original", "propagated"]
+
+
+def joined(bundle: Bundle, side: Side, each: Callable[[Site], Tensor]) -> Tensor | tuple[Tensor, ...]:
+    """A statistic of the sites on one side: their mean where that side is common, else one block for each."""
+    found = [each(s) for s in bundle.sites]
+    if len(found) == 1:
+        return found[0]
+    if bundle.shares != side:
+        return tuple(found)
+    if all(f is found[0] for f in found) or (side == "in" and len({s.reads for s in bundle.sites}) == 1):
+        return found[0]  # one input, measured once
+    return sum(found[1:], found[0]) / len(found)
 
 
 class _Metric(Choice):
@@ -19,7 +38,7 @@ class _Metric(Choice):
 
     axis: ClassVar[str] = "metric"
 
-    def repair(self, bundle: Bundle, stats: StatsView) -> Tensor | None:
+    def repair(self, bundle: Bundle, stats: StatsView) -> tuple[Tensor, ...] | None:
         return None
 
 
@@ -37,11 +56,15 @@ class Identity(_Metric):
 class InputGram(_Metric):
     """Error of the layer's output on the calibration inputs: S = G^power, G the second moment of the input.
 
+    The input of an embedding is a one-hot vector: its moments are the frequencies of the rows, and nothing of size (rows, rows) is formed.
+
     Args:
         power: 1/2 is the squared error of the output.
         centred: the covariance of the input instead of its second moment.
         keep_mean: correct the bias so that the mean output stays exact; adds a bias where the layer has none.
         clamp: eigenvalues below this share of the largest are raised to it. 0 is right as long as this side is not inverted.
+        inputs: of the original model, or "propagated" through what was already compressed.
+        ridge: this multiple of the mean diagonal entry is added to the diagonal, so that directions without data still count (not for embeddings).
     """
 
     kind: ClassVar[str] = "input_gram"
@@ -50,6 +73,8 @@ class InputGram(_Metric):
     centred: bool = False
     keep_mean: bool = False
     clamp: float = 0.0
+    inputs: Inputs = "original"
+    ridge: float = 0.0
 
     @property
     def takes(self) -> frozenset[str]:  # type: ignore[override]
@@ -57,26 +82,52 @@ class InputGram(_Metric):
 
     @property
     def stat(self) -> Stat:
-        return Stat("moments", at="in")
+        return Stat("moments", at="in", inputs=self.inputs)
+
+    @property
+    def frequency(self) -> Stat:
+        return Stat("frequency", at="in")
 
     @property
     def needs(self) -> frozenset[Stat]:
-        return frozenset({self.stat})
+        return frozenset({self.stat, self.frequency})
 
     def sides(self, bundle: Bundle, stats: StatsView) -> tuple[None, Weight]:
         from ..linalg.psd import Weight
 
-        moments = stats.get(self.stat, bundle.site)
-        matrix = moments.covariance() if self.centred else moments.second()
-        return None, Weight(matrix, self.power, self.clamp, f"{bundle.name}: input moments")
+        if bundle.sites[0].kind == "embedding":
+            return None, self._one_hot(bundle, stats)
 
-    def repair(self, bundle: Bundle, stats: StatsView) -> Tensor | None:
-        return stats.get(self.stat, bundle.site).mean if self.keep_mean else None
+        def moments(site: Site) -> Tensor:
+            found = stats.get(self.stat, site)
+            matrix = found.covariance() if self.centred else found.second()
+            if self.ridge:
+                matrix = matrix.clone()
+                matrix.diagonal().add_(self.ridge * matrix.diagonal().mean())
+            return matrix
+
+        return None, Weight(joined(bundle, "in", moments), self.power, self.clamp, f"{bundle.name}: input moments")
+
+    def _one_hot(self, bundle: Bundle, stats: StatsView) -> Weight:
+        from ..errors import UsageError
+        from ..linalg.psd import Weight
+
+        if self.centred and self.power != 0.5:
+            raise UsageError(f"metric.power: the covariance of an embedding's rows is known at 1/2 only, found {self.power:g}.")
+        frequency = stats.get(self.frequency, bundle.site)
+        return Weight(frequency, self.power, self.clamp, f"{bundle.name}: row frequencies", one_hot=self.centred)
+
+    def repair(self, bundle: Bundle, stats: StatsView) -> tuple[Tensor, ...] | None:
+        if not self.keep_mean:
+            return None
+        if bundle.sites[0].kind == "embedding":
+            return tuple(stats.get(self.frequency, s) for s in bundle.sites)
+        return tuple(stats.get(self.stat, s).mean for s in bundle.sites)
 
 
 @dataclass(frozen=True)
 class InputScale(_Metric):
-    """A weight per input channel: S = diag(statistic^power + floor).
+    """A weight per input channel: S = diag(statistic^power + offset).
 
     Args:
         of: "absmean" (mean |x|), "rms" (root mean square of x), or "fisher" (squared weight gradients summed over outputs).
@@ -84,6 +135,7 @@ class InputScale(_Metric):
         floor: share of the largest entry of the statistic below which entries are raised to it, so that a dead channel does not vanish.
         offset: added to the statistic's power (ASVD adds 1e-6).
         per: "sample" squares each sample's gradient, "batch" the gradient of a whole batch (Fisher only).
+        inputs: of the original model, or "propagated" through what was already compressed (not Fisher).
     """
 
     kind: ClassVar[str] = "input_scale"
@@ -93,12 +145,13 @@ class InputScale(_Metric):
     floor: float = 0.0
     offset: float = 0.0
     per: Literal["sample", "batch"] = "sample"
+    inputs: Inputs = "original"
 
     @property
     def stat(self) -> Stat:
         if self.of == "fisher":
             return Stat("fisher", at="weight", via="backward", opts=(f"per_{self.per}",))
-        return Stat("absmean", at="in") if self.of == "absmean" else Stat("moments", at="in")
+        return Stat("absmean" if self.of == "absmean" else "moments", at="in", inputs=self.inputs)
 
     @property
     def needs(self) -> frozenset[Stat]:
@@ -107,10 +160,17 @@ class InputScale(_Metric):
     def sides(self, bundle: Bundle, stats: StatsView) -> tuple[None, Weight]:
         from ..linalg.psd import Weight
 
-        found = stats.get(self.stat, bundle.site)
-        scale = found.second().diagonal().sqrt() if self.of == "rms" else found
-        scale = scale.clamp_min(self.floor * float(scale.max())) ** self.power + self.offset
-        return None, Weight(scale, 1.0, 0.0, f"{bundle.name}: {self.of} of the input channels")
+        def scale(site: Site) -> Tensor:
+            found = stats.get(self.stat, site)
+            return found.second().diagonal().sqrt() if self.of == "rms" else found
+
+        return None, Weight(_entries(joined(bundle, "in", scale), self), 1.0, 0.0, f"{bundle.name}: {self.of} of the input channels")
+
+
+def _entries(found: Tensor | tuple[Tensor, ...], how: InputScale) -> Tensor | tuple[Tensor, ...]:
+    if isinstance(found, tuple):
+        return tuple(f.clamp_min(how.floor * float(f.max())) ** how.power + how.offset for f in found)
+    return found.clamp_min(how.floor * float(found.max())) ** how.power + how.offset
 
 
 @dataclass(frozen=True)
@@ -121,6 +181,7 @@ class GradGram(_Metric):
         power: 1/2 makes errors count by their first-order effect on the loss, squared.
         probe: what is differentiated: "task_loss", "random_projection" of the embedding, or "auto" (by the kind of model).
         clamp: eigenvalues below this share of the largest are raised to it; needed, because a two-sided metric inverts one side.
+        diagonal: each output channel by itself: no products between channels.
     """
 
     kind: ClassVar[str] = "grad_gram"
@@ -128,6 +189,7 @@ class GradGram(_Metric):
     power: float = 0.5
     probe: Literal["auto", "task_loss", "random_projection"] = "auto"
     clamp: float = 1e-4
+    diagonal: bool = False
 
     @property
     def stat(self) -> Stat:
@@ -140,7 +202,11 @@ class GradGram(_Metric):
     def sides(self, bundle: Bundle, stats: StatsView) -> tuple[Weight, None]:
         from ..linalg.psd import Weight
 
-        return Weight(stats.get(self.stat, bundle.site).second(), self.power, self.clamp, f"{bundle.name}: output gradients"), None
+        def moments(site: Site) -> Tensor:
+            found = stats.get(self.stat, site).second()
+            return found.diagonal() if self.diagonal else found
+
+        return Weight(joined(bundle, "out", moments), self.power, self.clamp, f"{bundle.name}: output gradients"), None
 
 
 @dataclass(frozen=True)
@@ -168,5 +234,5 @@ class Both(_Metric):
     def sides(self, bundle: Bundle, stats: StatsView) -> tuple[Weight | None, Weight | None]:
         return self.out.sides(bundle, stats)[0], self.into.sides(bundle, stats)[1]
 
-    def repair(self, bundle: Bundle, stats: StatsView) -> Tensor | None:
+    def repair(self, bundle: Bundle, stats: StatsView) -> tuple[Tensor, ...] | None:
         return self.into.repair(bundle, stats)

@@ -50,7 +50,7 @@ class Site:
         shape: (out, in).
         tensors: keys of the weight in the source.
         bias: key of the bias, if there is one.
-        kind: "linear", "embedding", "conv", "other".
+        kind: "linear", "embedding", "conv", "experts" (all of a layer in one stack), "other".
         view: how the tensors show the matrix: "linear" (stored (out, in)) or "transposed" (stored (in, out), GPT-2's Conv1D).
         reads: id of the input; sites with equal ids read the same tensor and share one Gram. Empty when unknown.
         block: index of the repeated block that holds it, -1 outside.
@@ -78,12 +78,25 @@ class Site:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Sites that are solved together; a bundle of one is the ordinary case."""
+    """Sites that are solved together; a bundle of one is the ordinary case.
+
+    Args:
+        name: unique in a run.
+        sites: the matrices.
+        shares: the side with the common basis; None for a bundle of one, and for bundles that share something else.
+        peers: further tensors that are edited along.
+        facts: what a group found out and a form wants to know ("heads", "experts"), plain numbers.
+    """
 
     name: str
     sites: tuple[Site, ...]
     shares: Side | None = None
     peers: tuple[str, ...] = ()
+    facts: tuple[tuple[str, int], ...] = ()
+
+    def fact(self, name: str, default: int = 0) -> int:
+        """A fact by name."""
+        return dict(self.facts).get(name, default)
 
     @property
     def site(self) -> Site:
@@ -98,16 +111,28 @@ class Bundle:
             return self.sites[0].shape[0], sum(s.shape[1] for s in self.sites)
         return sum(s.shape[0] for s in self.sites), self.sites[0].shape[1]
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every tensor of the source that the bundle owns, biases and peers included, each once."""
+        own = (k for s in self.sites for k in (*s.tensors, *((s.bias,) if s.bias else ())))
+        return tuple(dict.fromkeys((*own, *self.peers)))
+
 
 @dataclass(frozen=True)
 class Parts:
-    """What any factorisation returns: W' = left @ right (float32 or float64), with the spectrum it was cut from."""
+    """What any factorisation returns: W' = left @ right (float32 or float64), with the spectrum it was cut from.
+
+    `bias` holds what replaces the bias of each site of the bundle, None where the bias stays as it was.
+    """
 
     left: Tensor
     right: Tensor
     spectrum: Tensor
     certificate: Mapping[str, Any] = field(default_factory=dict)
-    bias: Tensor | None = None
+    bias: tuple[Tensor | None, ...] | None = None
+    # for branches, which want the factors apart: W' = left diag(values) right, or left core right where a factorisation has a matrix there
+    values: Tensor | None = None
+    core: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +213,25 @@ class Axis(Protocol):
 
 
 Read = Callable[[Site], "Tensor"]
+Bundles = tuple[list[Bundle], Mapping[str, str]]
+"""Bundles, and the reason for every site that is in none."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What a group may look at beside the sites.
+
+    Args:
+        read: site -> W (out, in).
+        budget: of the run.
+        shapes: of every tensor of the source, by key.
+        config: the model's `config.json`, empty for a plain module.
+    """
+
+    read: Read
+    budget: Budget
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Target(Axis, Protocol):
@@ -196,6 +240,12 @@ class Target(Axis, Protocol):
     def sites(self, catalogue: Catalogue) -> tuple[Sequence[Site], Mapping[str, str]]:
         """The sites to change, and the reason for every linear that is left alone."""
         ...
+
+
+class Group(Axis, Protocol):
+    """Which sites are solved together."""
+
+    def bundles(self, sites: Sequence[Site], world: World) -> Bundles: ...
 
 
 class Source(Axis, Protocol):
@@ -211,8 +261,8 @@ class Metric(Axis, Protocol):
         """(out, in): `linalg.weighted.Weight` or None."""
         ...
 
-    def repair(self, bundle: Bundle, stats: StatsView) -> Any | None:
-        """Mean of the input when the mean of the output is to be repaired through the bias, else None."""
+    def repair(self, bundle: Bundle, stats: StatsView) -> tuple[Tensor, ...] | None:
+        """Mean of the input of each site when the mean of the output is to be repaired through the bias, else None."""
         ...
 
 
@@ -237,12 +287,21 @@ class Score(Axis, Protocol):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a bundle costs, in parameters: `dense` as it is, `fixed + per_rank * r` as r triples."""
+    """What a bundle costs, in parameters: `dense` as it is, `fixed + per_rank * r` as r triples; and where it stands in the model.
+
+    Args:
+        dense, per_rank, fixed: parameters.
+        full: largest rank.
+        role: part of a block that it is ("q_proj"): allocations that compare like with like go by it.
+        block: index of its repeated block, -1 outside.
+    """
 
     dense: int
     per_rank: int
     full: int
     fixed: int = 0
+    role: str = ""
+    block: int = -1
 
     def at(self, rank: int | None) -> int:
         """Stored parameters at a rank; None is dense."""
@@ -263,6 +322,37 @@ class Allocate(Axis, Protocol):
     def __call__(self, curves: Mapping[str, Sequence[float]], costs: Mapping[str, Cost], budget: Budget) -> Mapping[str, int | None]: ...
 
 
+@dataclass(frozen=True)
+class Made:
+    """A tensor that a form will write.
+
+    Args:
+        dtype: safetensors name.
+        shape: its shape.
+        sources: keys of the source that go into it.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What becomes of a bundle's tensors, known from shapes and the rank.
+
+    Args:
+        tensors: key -> what will be written under it.
+        gone: key of the source -> why it is not there afterwards.
+    """
+
+    tensors: Mapping[str, Made]
+    gone: Mapping[str, str] = field(default_factory=dict)
+
+
+Ranked = Sequence[tuple[Bundle, int]]
+
+
 class Form(Axis, Protocol):
     """Which tensors exist afterwards, with which values. The one answer to "stored size"."""
 
@@ -272,6 +362,34 @@ class Form(Axis, Protocol):
     def uses_rest(self) -> bool: ...
     def cost(self, bundle: Bundle) -> Cost: ...
     def build(self, kept: Parts, rest: Parts | None, bundle: Bundle, read_bias: Callable[[str], Tensor], seed: int) -> Edits: ...
+
+
+class Stored(Form, Protocol):
+    """A form whose result is a checkpoint or a model by itself: all forms of `compress`."""
+
+    @property
+    def layout(self) -> str: ...
+
+    def outcome(self, bundle: Bundle, rank: int, adds_bias: bool) -> Outcome:
+        """The tensors of this bundle at this rank, before any work."""
+        ...
+
+    def apply(self, model: Any, bundle: Bundle, edits: Edits) -> None:
+        """Put the edits of a bundle into a model in memory."""
+        ...
+
+    def config_of(
+        self, done: Ranked, adds_bias: bool, config: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+        """(tables of `quantization_config`, empty when the plain class loads the result; other keys of `config.json` that change).
+
+        Args:
+            done: bundles that are not left as they were, with their ranks.
+            adds_bias: whether layers without a bias got one.
+            config: `config.json` as it was.
+            records: of the bundles, by name.
+        """
+        ...
 
 
 class Refine(Axis, Protocol):

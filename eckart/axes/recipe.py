@@ -20,8 +20,10 @@ from .form import Pair
 from .protocols import Budget, Stat
 
 Fidelity = Literal["exact", "variant", "idea"]
-AXES = ("target", "group", "source", "rebase", "metric", "factor", "filter", "score", "allocate", "form", "refine")
+AXES = ("target", "group", "source", "rebase", "metric", "factor", "filter", "score", "allocate", "form", "refine", "recover")
 """Axes in the order of the flow; `budget`, `roles` and `train` are settings beside them."""
+PIECES = ("penalty", "gradient", "loss", "refresh")
+"""What acts while a recipe trains, each a tuple of choices; see `eckart.axes.training`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +38,12 @@ class Recipe:
         fidelity: "exact" (the paper's mathematics), "variant" (`differs` says how), "idea" (from an abstract, unverified).
         differs: what differs from the paper, a sentence.
         target, source, metric, factor, filter, score, allocate, form: the axes; see `eckart.axes`.
-        group, rebase, refine: further axes, None where a recipe has none.
+        group, rebase, refine, recover: further axes, None where a recipe has none.
         budget: the paper's own budget; a run's budget replaces it.
         roles: part of the form -> role.
         train: the paper's training settings, used by verbs that train.
+        penalty, gradient, loss, refresh: what acts during training, once per step of the optimiser.
+        variants: name -> the fields that change in it, for what a paper has in several forms; see `variant`.
 
     Raises:
         UsageError: axes that do not fit together, with a sentence.
@@ -67,9 +71,15 @@ class Recipe:
     allocate: Any = field(default_factory=_allocate.Uniform)
     form: Any = field(default_factory=Pair)
     refine: Any = None
+    recover: Any = None
     budget: Budget = field(default_factory=lambda: Budget(keep=0.8))
     roles: Mapping[str, Choice] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
+    penalty: tuple[Any, ...] = ()
+    gradient: tuple[Any, ...] = ()
+    loss: tuple[Any, ...] = ()
+    refresh: tuple[Any, ...] = ()
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         gives: frozenset[str] = frozenset().union(*(a.gives for a in self.axes().values()))
@@ -80,6 +90,10 @@ class Recipe:
                 raise UsageError(
                     f"{self.name}: {axis}={value.kind} needs {tag!r}, which no other axis of this recipe gives. {_givers(tag)}"
                 )
+        for axis in PIECES:
+            for value in getattr(self, axis):
+                if getattr(value, "axis", axis) != axis:
+                    raise UsageError(f"{self.name}: {axis} got {value!r}, which belongs to the axis {value.axis}.")
         for part in self.roles:
             if part not in self.form.parts:
                 raise UsageError(
@@ -94,7 +108,28 @@ class Recipe:
 
     def needs(self) -> frozenset[Stat]:
         """The statistics that must be measured before anything is factorised."""
-        return frozenset().union(*(a.needs for a in self.axes().values()))
+        found = frozenset[Stat]().union(*(a.needs for a in (*self.axes().values(), *self.pieces())))
+        embeddings = getattr(self.target, "embeddings", False)  # only they have row frequencies
+        return found if embeddings else frozenset(s for s in found if s.kind != "frequency")
+
+    def pieces(self) -> tuple[Any, ...]:
+        """What acts during training, in the order in which it does: gradients are changed before penalties are added to them."""
+        return (*self.loss, *self.gradient, *self.penalty, *self.refresh)
+
+    def variant(self, name: str) -> Recipe:
+        """The recipe in one of its named forms.
+
+        Raises:
+            UsageError: it has no such form.
+        """
+        if name not in self.variants:
+            known = f"It has: {', '.join(self.variants)}." if self.variants else "It has none."
+            raise UsageError(f"{self.name} has no variant {name!r}.{did_you_mean(name, self.variants)} {known}")
+        return self.with_(**self.variants[name])
+
+    def plus(self, other: Recipe) -> Recipe:
+        """This recipe with what acts during the training of another beside its own."""
+        return self.with_(**{axis: getattr(self, axis) + getattr(other, axis) for axis in PIECES})
 
     def with_(self, **changes: Any) -> Recipe:
         """The same recipe with other choices; checked like a new one.

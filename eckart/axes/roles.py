@@ -22,3 +22,19 @@ class Freeze(Choice):
 
     kind: ClassVar[str] = "freeze"
     axis: ClassVar[str] = "roles"
+
+
+@dataclass(frozen=True)
+class Drop(Choice):
+    """The part is taken away."""
+
+    kind: ClassVar[str] = "drop"
+    axis: ClassVar[str] = "roles"
+
+
+@dataclass(frozen=True)
+class Protect(Choice):
+    """The part keeps its value, and what is trained beside it is projected onto its complement after every step of the optimiser."""
+
+    kind: ClassVar[str] = "protect"
+    axis: ClassVar[str] = "roles"

@@ -18,15 +18,16 @@ ReadBias = Callable[[str], "Tensor"]
 
 
 def cost(recipe: Recipe, bundle: Bundle) -> Cost:
-    """What a rank of this bundle stores, with the bias that the metric adds where the layer has none."""
+    """What a rank of this bundle stores, with the biases that are added where its layers have none; and its place in the model."""
     base = recipe.form.cost(bundle)
-    adds = adds_bias(recipe) and all(s.bias is None for s in bundle.sites)
-    return replace(base, fixed=base.fixed + bundle.shape[0]) if adds else base
+    added = sum(s.shape[0] for s in bundle.sites if s.bias is None) if adds_bias(recipe) else 0
+    first = bundle.sites[0]
+    return replace(base, fixed=base.fixed + added, role=base.role or first.role, block=first.block)
 
 
 def adds_bias(recipe: Recipe) -> bool:
-    """Whether the metric repairs the mean of the output, for which every layer needs a bias."""
-    return "bias" in recipe.metric.takes
+    """Whether the mean of the output is repaired, for which every layer needs a bias."""
+    return "bias" in recipe.metric.takes or (recipe.refine is not None and "bias" in recipe.refine.takes)
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Spectrum:
 
     values: Tensor
     curve: tuple[float, ...]
-    parts: Parts
+    parts: Parts | None
 
 
 def spectrum(recipe: Recipe, bundle: Bundle, read: Read, stats: StatsView, *, cap: int, algorithm: str, seed: int) -> Spectrum:
@@ -44,6 +45,9 @@ def spectrum(recipe: Recipe, bundle: Bundle, read: Read, stats: StatsView, *, ca
     The algorithm must be one that knows the whole spectrum ("gram" or "full"): an allocation over a partial one would be blind
     to its tail.
     """
+    if hasattr(recipe.form, "solve"):  # a form that is no product of two factors has a spectrum of its own
+        values = recipe.form.spectrum(bundle, read, stats)
+        return Spectrum(values, tuple(recipe.score.curve(bundle, values, stats)), None)
     op = _finite(recipe.source.operator(bundle, read, stats), bundle)
     found = recipe.factor.factorise(op, recipe.metric.sides(bundle, stats), min(op.shape), algorithm, seed)
     parts = recipe.filter.split(found, recipe.filter.cap(cap, min(op.shape)))[0]
@@ -84,27 +88,48 @@ def solve(
     Raises:
         Refused: a weight that is not finite, or a statistic that is missing.
     """
-    full = min(bundle.shape)
+    full = recipe.form.cost(bundle).full
     if not 1 <= rank <= full:
         raise Refused(f"{bundle.name}: rank {rank} is outside 1..{full}, its shape being {bundle.shape}.")
+    if hasattr(recipe.form, "solve"):
+        return recipe.form.solve(bundle, read, read_bias, stats, rank=rank, seed=seed)
 
     def once(op: Any, known: Parts | None = None) -> Edits:
         cap = full if recipe.form.uses_rest else recipe.filter.cap(rank, full)
         found: Parts = known or recipe.factor.factorise(_finite(op, bundle), recipe.metric.sides(bundle, stats), cap, algorithm, seed)
         kept, rest = recipe.filter.split(found, rank)
-        mean = recipe.metric.repair(bundle, stats)
-        if mean is not None:
-            lost = op.to(mean.dtype) @ mean - kept.left.to(mean.dtype) @ (kept.right.to(mean.dtype) @ mean)
-            old = bundle.site.bias
-            kept = replace(kept, bias=lost + (read_bias(old).to(mean.dtype) if old else 0))
+        kept = _mean_kept(kept, op, bundle, recipe.metric.repair(bundle, stats), read_bias)
+        refitted: dict[str, Any] = {}
+        if hasattr(recipe.refine, "refit"):
+            kept, refitted = recipe.refine.refit(kept, op, bundle, read_bias, stats)
         edits = recipe.form.build(kept, rest, bundle, read_bias, seed)
-        return replace(
-            edits, record={"rank": rank, **_losses(found, rank, full), **thin(found.spectrum), "certificate": dict(found.certificate)}
-        )
+        record = {"rank": rank, **_losses(found, rank, full), **thin(found.spectrum), "certificate": dict(found.certificate)}
+        return replace(edits, record=record | ({"refit": refitted} if refitted else {}))
 
     op = recipe.source.operator(bundle, read, stats)
     edits = once(op, parts)
-    return recipe.refine(edits, bundle, read, stats, once) if recipe.refine else edits
+    return edits if recipe.refine is None or hasattr(recipe.refine, "refit") else recipe.refine(edits, bundle, read, stats, once)
+
+
+def _mean_kept(kept: Parts, op: Tensor, bundle: Bundle, means: tuple[Tensor, ...] | None, read_bias: ReadBias) -> Parts:
+    """With biases under which each site's mean output is what it was."""
+    if means is None:
+        return kept
+    biases: list[Tensor | None] = []
+    for (left, right, weight), mean, site in zip(by_site(kept, op, bundle), means, bundle.sites, strict=True):
+        lost = weight.to(mean.dtype) @ mean - left.to(mean.dtype) @ (right.to(mean.dtype) @ mean)
+        biases.append(lost + read_bias(site.bias).to(mean.dtype) if site.bias else lost)
+    return replace(kept, bias=tuple(biases))
+
+
+def by_site(parts: Parts, op: Tensor, bundle: Bundle) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(left, right, W) of each site: views of the stacked ones."""
+    count = len(bundle.sites)
+    if bundle.shares == "out":
+        sizes = [s.shape[1] for s in bundle.sites]
+        return list(zip([parts.left] * count, parts.right.split(sizes, dim=1), op.split(sizes, dim=1), strict=True))
+    sizes = [s.shape[0] for s in bundle.sites]
+    return list(zip(parts.left.split(sizes), [parts.right] * count, op.split(sizes), strict=True))
 
 
 def _losses(parts: Parts, rank: int, full: int) -> dict[str, float]:

@@ -37,7 +37,9 @@ EMBEDDING = re.compile(r"embed|(^|[._])(wte|wpe|emb)($|[._])")
 NORM = re.compile(r"norm|(^|[._])ln(_|\d|$|\.)")
 
 
-def from_headers(reader: Headers, meta_model: nn.Module | None = None, example: Any = None) -> Catalogue:
+def from_headers(
+    reader: Headers, meta_model: nn.Module | None = None, example: Any = None, names: Mapping[str, tuple[str, ...]] | None = None
+) -> Catalogue:  # fmt: skip
     """The catalogue of a checkpoint. It never fails on a tensor it does not know: that tensor is in `others`, and is copied.
 
     With a meta model, sites carry the names of its modules and the keys and types of the file; one of the two may have a prefix that the
@@ -50,6 +52,7 @@ def from_headers(reader: Headers, meta_model: nn.Module | None = None, example: 
         reader: `.keys()` and `.info(name)` with `.dtype` (a safetensors name) and `.shape`.
         meta_model: the model on the meta device.
         example: as for `from_model`, to trace shared inputs on the meta model.
+        names: for tensors of the model the keys of the file, where they are known: several for a stack that the file holds in parts.
 
     Returns:
         The catalogue.
@@ -62,13 +65,13 @@ def from_headers(reader: Headers, meta_model: nn.Module | None = None, example: 
         (8, 4)
     """
     infos = {key: reader.info(key) for key in reader.keys()}  # noqa: SIM118 - a method of the reader, not of a dict
-    return _by_name(infos) if meta_model is None else _by_model(infos, meta_model, example)
+    return _by_name(infos) if meta_model is None else _by_model(infos, meta_model, example, names or {})
 
 
-def _by_model(infos: Mapping[str, Info], model: nn.Module, example: Any) -> Catalogue:
+def _by_model(infos: Mapping[str, Info], model: nn.Module, example: Any, names: Mapping[str, tuple[str, ...]]) -> Catalogue:
     known = from_model(model, example)
     parameters = dict(model.state_dict(keep_vars=True))
-    file_key = _matches(parameters, infos)
+    file_key = file_keys(parameters, infos) | {k: found[0] for k, found in names.items()}
     notes = dict(known.notes)
     sites: list[Site] = []
     for site in known.sites:
@@ -77,17 +80,20 @@ def _by_model(infos: Mapping[str, Info], model: nn.Module, example: Any) -> Cata
         if found is None:
             notes[site.name] = "not in the checkpoint"
             continue
+        parts = names.get(key, (found,))
         expected, stored = tuple(parameters[key].shape), tuple(infos[found].shape)
+        if len(parts) > 1:
+            stored = expected if sum(prod(infos[p].shape) for p in parts) == prod(expected) else stored
         if stored != expected:
             notes[site.name] = f"the checkpoint holds {found} of shape {stored}, the model expects {expected}"
             continue
         bias = file_key.get(site.bias) if site.bias else None
         tied = tuple(file_key.get(t, t) for t in site.tied)
-        sites.append(replace(site, tensors=(found,), bias=bias, tied=tied, dtype=infos[found].dtype))
+        sites.append(replace(site, tensors=parts if len(parts) > 1 else (found,), bias=bias, tied=tied, dtype=infos[found].dtype))
     return Catalogue(tuple(sites), _rest(infos, sites), known.blocks, notes)
 
 
-def _matches(wanted: Collection[str], infos: Collection[str]) -> dict[str, str]:
+def file_keys(wanted: Collection[str], infos: Collection[str]) -> dict[str, str]:
     """The file's name of each tensor of a module: as it is, else without or with the one first part that makes most names meet."""
 
     def best(names: Collection[str], others: Collection[str]) -> str:

@@ -23,7 +23,8 @@ def from_model(model: nn.Module, example: Any = None) -> Catalogue:
 
     A linear is seen as y = W x. An embedding is the map of a one-hot vector, so its shape is (width, vocabulary) and its view is
     "transposed". A convolution is flattened to (out, in x kernel). A parameter of two or more dimensions that is the weight of none of
-    these (stacked experts, relative positions) is a site of kind "other", named by its own key and flattened to (first, rest).
+    these (relative positions) is a site of kind "other", named by its own key and flattened to (first, rest); so are stacked experts, of kind
+    "experts".
 
     Args:
         model: the module, with weights or on the meta device.
@@ -114,7 +115,9 @@ def _sites(model: nn.Module, keys: dict[str, Tensor]) -> Iterator[Site]:
                 shape = (cols, rows) if view == "transposed" else (rows, cols)
                 yield Site(path, shape, (key,), bias, kind, view, dtype=_dtype(parameter.dtype))
             else:
-                yield Site(key, (parameter.shape[0], prod(parameter.shape[1:])), (key,), kind="other", dtype=_dtype(parameter.dtype))
+                stacked = parameter.ndim == 3 and path.rpartition(".")[2] == "experts"
+                shape = (parameter.shape[0], prod(parameter.shape[1:]))
+                yield Site(key, shape, (key,), kind="experts" if stacked else "other", dtype=_dtype(parameter.dtype))
             seen.add(key)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ..errors import Refused, UsageError
-from ..nn.surgery import dense_shape, low_rank_layers
+from ..nn.heads import narrowed
+from ..nn.surgery import dense_shape, factorable, factored_layers, shared_groups
 
 
 def attach(model: Any, ranks: Mapping[str, int] | None = None, bias: Mapping[str, bool] | None = None, **info: Any) -> Any:
@@ -19,7 +20,7 @@ def attach(model: Any, ranks: Mapping[str, int] | None = None, bias: Mapping[str
     against the class of the model, built without weights from its config.
 
     Args:
-        model: a transformers model with at least one `LowRankLinear`.
+        model: a transformers model with at least one `LowRankLinear`, or with layers that were made smaller.
         ranks: module name -> rank; None reads them from the model. If given it must name exactly the layers that are there.
         bias: module name -> whether the pair has a bias. None finds the layers that differ from the dense class.
         **info: provenance for `config.json`, for instance `recipe="svd_llm"`; anything that JSON holds.
@@ -43,14 +44,23 @@ def attach(model: Any, ranks: Mapping[str, int] | None = None, bias: Mapping[str
     from transformers import PreTrainedModel
 
     from .config import EckartConfig, check
-    from .quantizer import mark
+    from .quantizer import declare_ties, mark
     from .skeleton import skeleton
 
     if not isinstance(model, PreTrainedModel):
         raise UsageError(f"attach: expected a transformers model, found {type(model).__name__}.")
-    layers = low_rank_layers(model)
-    if not layers:
-        raise UsageError("attach: the model holds no LowRankLinear; there is nothing to mark.")
+    layers = factored_layers(model)
+    dense = skeleton(type(model), model.config)
+    twins: dict[str, Any] = dict(dense.named_modules())
+    here: dict[str, Any] = dict(model.named_modules())
+    shapes = {
+        n: list(dense_shape(m))
+        for n, m in here.items()
+        if factorable(m) and n in twins and factorable(twins[n]) and dense_shape(m) != dense_shape(twins[n])
+    }
+    heads = narrowed(model)
+    if not layers and not shapes:
+        raise UsageError("attach: the model holds no LowRankLinear, and every layer has the shape of its class; there is nothing to mark.")
     found = {name: layer.rank for name, layer in layers.items()}
     if ranks is not None and dict(ranks) != found:
         name = sorted({k for k in {*ranks, *found} if ranks.get(k) != found.get(k)})[0]
@@ -61,16 +71,17 @@ def attach(model: Any, ranks: Mapping[str, int] | None = None, bias: Mapping[str
         raise UsageError(f"attach: info must be plain JSON: {error}.") from error
     _refuse_other_methods(model)
 
-    dense = skeleton(type(model), model.config)
-    config = EckartConfig(found, None, **info)
+    config = EckartConfig(found, None, shared=shared_groups(model), shapes=shapes, heads=heads, **info)
     check(dense, config)
-    twins = dict(dense.named_modules())
     for name, layer in layers.items():
-        twin: Any = twins[name]
-        if dense_shape(twin) != dense_shape(layer):
-            raise Refused(f"{name}: the pair maps {dense_shape(layer)}, {type(model).__name__} expects {dense_shape(twin)} there.")
-        if (layer.bias is not None) != (twin.bias is not None):
+        twin = twins[name]
+        own, other = _shape(layer), _shape(twin)
+        if own != other:
+            raise Refused(f"{name}: the pair maps {own}, {type(model).__name__} expects {other} there.")
+        if (layer.bias is not None) != (getattr(twin, "bias", None) is not None):
             config.bias[name] = layer.bias is not None
+    for group in config.shared:
+        declare_ties(model, group)
     for name, value in (bias or {}).items():
         if name not in layers or value != (layers[name].bias is not None):
             raise UsageError(f"attach: bias says {name!r}: {value}, which is not what the model holds.")
@@ -96,8 +107,8 @@ def dequantize(model: Any, dtype: torch.dtype | str | None = None) -> Any:
     from .config import EckartConfig
     from .quantizer import EckartQuantizer, mark
 
-    layers = low_rank_layers(model)
-    if not layers:
+    layers = factored_layers(model)
+    if not layers and not narrowed(model) and not getattr(getattr(model.config, "quantization_config", None), "shapes", None):
         return model
     _refuse_other_methods(model)
     quantizer = getattr(model, "hf_quantizer", None)
@@ -105,6 +116,11 @@ def dequantize(model: Any, dtype: torch.dtype | str | None = None) -> Any:
         mark(model, EckartConfig({name: layer.rank for name, layer in layers.items()}))
         quantizer = model.hf_quantizer
     return quantizer.dequantize(model, dtype=dtype)
+
+
+def _shape(layer: Any) -> tuple[int, int]:
+    """(out, in); of a table (width, rows)."""
+    return (layer.embedding_dim, layer.num_embeddings) if hasattr(layer, "num_embeddings") else dense_shape(layer)
 
 
 def _refuse_other_methods(model: Any) -> None:

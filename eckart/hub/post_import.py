@@ -17,17 +17,20 @@ from typing import Any
 
 # `import transformers` is lazy and never runs this module; every way to load a model does.
 TARGET = "transformers.quantizers.auto"
+PEFT = "peft"
 
 
 def install() -> None:
-    """Make `from_pretrained` read eckart folders, now or as soon as transformers is imported. Calling it twice is harmless.
+    """Make `from_pretrained` read eckart folders, now or as soon as transformers is imported, and PEFT know our adapters. Calling it twice is
+    harmless.
 
     Example:
         >>> install()
     """
-    _watch(TARGET, _register)
-    if TARGET in sys.modules:
-        _register()
+    for target, then in ((TARGET, _register), (PEFT, _register_peft)):
+        _watch(target, then)
+        if target in sys.modules:
+            then()
 
 
 def _register() -> None:
@@ -42,6 +45,19 @@ def _register() -> None:
         warnings.warn(
             f"eckart could not register with transformers {version}, so folders that eckart compressed will not load through "
             f"from_pretrained: {type(error).__name__}: {error}. Known to work: pip install 'eckart[hf]'.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _register_peft() -> None:
+    try:
+        importlib.import_module("eckart.hub.peft.register").register()
+    except Exception as error:
+        version = getattr(sys.modules.get("peft"), "__version__", "?")
+        warnings.warn(
+            f"eckart could not register with peft {version}, so adapters of ours will not load: {type(error).__name__}: {error}. "
+            "Known to work: pip install 'peft==0.21.2'.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 
 from ..errors import Refused
-from ..nn import LowRankLinear
-from ..nn.surgery import dense_shape, replace_linear, restore_dense
+from ..nn import LowRankEmbedding, LowRankLinear
+from ..nn.heads import narrow, narrowed
+from ..nn.surgery import dense_shape, put, replace_linear, resize, restore_dense, share
 from .config import METHOD, EckartConfig, check
 from .skeleton import skeleton
 
@@ -63,6 +65,13 @@ class EckartQuantizer(HfQuantizer):
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
+        config = getattr(model.config, "quantization_config", None)
+        if narrowed(model) or getattr(config, "shapes", None):
+            raise Refused(
+                f"{type(model).__name__}: layers of it are smaller than in its class, and no plain dense model has that shape. It needs eckart to load."
+            )
+        for key in [k for k in getattr(model, "all_tied_weights_keys", None) or {} if k.endswith((".down.weight", ".up.weight"))]:
+            del model.all_tied_weights_keys[key]
         restore_dense(model, skeleton(type(model), model.config))
         if dtype is not None:
             model = model.to(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
@@ -70,13 +79,34 @@ class EckartQuantizer(HfQuantizer):
 
 
 def plant(model: nn.Module, config: EckartConfig) -> None:
-    """Put empty pairs on the meta device in the place of the dense layers that the config names."""
+    """Put empty pairs, and empty layers of smaller shape, on the meta device in the place of the dense layers that the config names."""
     modules = dict(model.named_modules())
     for name, rank in config.ranks.items():
         dense: Any = modules[name]
+        meta: dict[str, Any] = {"device": "meta", "dtype": dense.weight.dtype}
+        if isinstance(dense, nn.Embedding):
+            bias = config.bias.get(name, False)
+            table = LowRankEmbedding(dense.num_embeddings, dense.embedding_dim, rank, bias=bias, padding_idx=dense.padding_idx, **meta)
+            put(model, name, table)
+            continue
         rows, columns = dense_shape(dense)
         bias = config.bias.get(name, dense.bias is not None)
-        replace_linear(model, name, LowRankLinear(columns, rows, rank, bias=bias, device="meta", dtype=dense.weight.dtype))
+        replace_linear(model, name, LowRankLinear(columns, rows, rank, bias=bias, common=name in config.common, **meta))
+    for name, (rows, columns) in config.shapes.items():
+        resize(model, name, rows, columns)
+    for name, heads in config.heads.items():
+        narrow(modules[name], heads["head_dim"], heads.get("rope"))
+    for group in config.shared:
+        share(model, group["modules"], group["side"])
+        declare_ties(model, group)
+
+
+def declare_ties(model: Any, group: Mapping[str, Any]) -> None:
+    """Tell transformers that a factor of these pairs is one tensor, in the file under the name of the first."""
+    factor = {"in": "down", "out": "up"}[group["side"]]
+    first, *others = group["modules"]
+    ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    model.all_tied_weights_keys = ties | {f"{n}.{factor}.weight": f"{first}.{factor}.weight" for n in others}
 
 
 def settle(model: Any, config: EckartConfig) -> EckartConfig:
@@ -102,7 +132,7 @@ def _names(model: Any, config: EckartConfig) -> dict[str, str]:
     other_class = type(model).__name__ not in (getattr(model.config, "architectures", None) or ())
     rules: list[Any] | None = None
     names: dict[str, str] = {}
-    for name in config.ranks:
+    for name in config.modules:
         tries = [name]
         if prefix:
             tries += [name.removeprefix(f"{prefix}."), f"{prefix}.{name}"]

@@ -425,16 +425,30 @@ def sum_of_squares(x: Tensor) -> float:
 
 def gram_of(rows: Tensor) -> Tensor:
     """rows rows^T in float64, (k, k), exactly symmetric. Only the blocks on and above the diagonal are multiplied."""
+    total = upper_gram_of(rows)
+    for top, bottom in pairwise(_edges(len(rows))):  # the lower half in place: no second Gram in memory
+        diagonal = total[top:bottom, top:bottom]
+        diagonal.copy_(torch.triu(diagonal) + torch.triu(diagonal, 1).T)
+        total[bottom:, top:bottom] = total[top:bottom, bottom:].T
+    return total
+
+
+def upper_gram_of(rows: Tensor) -> Tensor:
+    """rows rows^T in float64, (k, k), on and above the diagonal; what stands below it is no result."""
     k, n = rows.shape
     total = torch.zeros(k, k, dtype=torch.float64, device=rows.device)
-    splits = SPLITS if k >= 32 * SPLITS else 1
-    edges = [k * i // splits for i in range(splits + 1)]
+    edges = _edges(k)
     for start in range(0, n, PANEL):
         panel = rows[:, start : start + PANEL].to(torch.float64)
         for top, bottom in pairwise(edges):
             total[top:bottom, top:].addmm_(panel[top:bottom], panel[top:].T)
-    upper = torch.triu(total, 1)
-    return torch.triu(total).add_(upper.T)
+        del panel  # before the next one is made
+    return total
+
+
+def _edges(k: int) -> list[int]:
+    splits = SPLITS if k >= 32 * SPLITS else 1
+    return [k * i // splits for i in range(splits + 1)]
 
 
 def _times(side: Tensor | None, x: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,16 +47,25 @@ class Weight:
     """A metric on one side of a matrix: the norm of v is ‖S v‖ with S = matrix^power. Not a square root itself: `root` makes one.
 
     Args:
-        matrix: (k,) the diagonal, or (k, k) symmetric positive semidefinite.
+        matrix: (k,) the diagonal, or (k, k) symmetric positive semidefinite; a tuple of these is their block diagonal matrix.
         power: 1/2 makes a second moment the metric of squared errors on that data.
-        clamp: eigenvalues below `clamp` times the largest are raised to it. 0 leaves them: enough as long as the side is not inverted.
+        clamp: eigenvalues below `clamp` times the largest (of their block) are raised to it. 0 leaves them: enough as long as the side is
+            not inverted.
         name: used in messages.
+        one_hot: `matrix` holds the probabilities of one-hot vectors; the metric is their covariance diag(p) - p p^T, never formed.
     """
 
-    matrix: Tensor
+    matrix: Tensor | tuple[Tensor, ...]
     power: float = 0.5
     clamp: float = 0.0
     name: str = "metric"
+    one_hot: bool = False
+
+    @property
+    def size(self) -> int:
+        """k, over all blocks."""
+        blocks = self.matrix if isinstance(self.matrix, tuple) else (self.matrix,)
+        return sum(b.shape[0] for b in blocks)
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,59 @@ class Root:
         return float(self.values.max()) / low if low > 0 else float("inf")
 
 
+@dataclass(frozen=True)
+class Blocks(Root):
+    """The root of a block diagonal metric, block by block."""
+
+    parts: tuple[Root, ...] = ()
+
+    @classmethod
+    def of(cls, parts: Sequence[Root]) -> Blocks:
+        """From the roots of the blocks, in order."""
+        return cls(torch.cat([p.values for p in parts]), None, sum(p.raised for p in parts), tuple(parts))
+
+    def _split(self, x: Tensor) -> list[Tensor]:
+        return list(x.split([len(p.values) for p in self.parts]))
+
+    def apply(self, x: Tensor) -> Tensor:
+        return torch.cat([p.apply(b) for p, b in zip(self.parts, self._split(x), strict=True)])
+
+    def solve(self, x: Tensor) -> Tensor:
+        return torch.cat([p.solve(b) for p, b in zip(self.parts, self._split(x), strict=True)])
+
+
+@dataclass(frozen=True)
+class OneHot(Root):
+    """A root of diag(p) - p p^T: S = D - p q^T with D = diag(q), q = sqrt(p), of which `apply` takes the transpose, as W S wants it.
+
+    S S^T = D² - p q^T D - D q p^T + p (q^T q) p^T = diag(p) - p p^T, since D q = p and q^T q = 1. It is singular, so it cannot be inverted.
+    """
+
+    share: Tensor | None = None
+
+    @classmethod
+    def of(cls, weight: Weight) -> OneHot:
+        """From probabilities; they are scaled to sum to 1."""
+        assert isinstance(weight.matrix, Tensor)
+        p = weight.matrix.to(torch.float64)
+        if not bool(torch.isfinite(p).all()) or bool((p < 0).any()) or float(p.sum()) <= 0:
+            raise Refused(f"{weight.name}: frequencies must be finite, not negative and not all zero.")
+        p = p / p.sum()
+        return cls(p.sqrt(), None, 0, p)
+
+    def apply(self, x: Tensor) -> Tensor:
+        assert self.share is not None
+        x = x.to(torch.float64)
+        return self.values[:, None] * x - self.values[:, None] * (self.share @ x)
+
+    def solve(self, x: Tensor) -> Tensor:
+        raise Refused("the covariance of one-hot inputs is singular and cannot be inverted; let the other side have a clamp.")
+
+    @property
+    def condition(self) -> float:
+        return float("inf")
+
+
 def root(weight: Weight) -> Root:
     """S = matrix^power with the relative clamp of `weight`, by eigh; the number of raised eigenvalues is kept for the report.
 
@@ -104,6 +167,10 @@ def root(weight: Weight) -> Root:
         >>> root(Weight(torch.tensor([4.0, 9.0]))).apply(torch.ones(2, 1)).T
         tensor([[2., 3.]], dtype=torch.float64)
     """
+    if isinstance(weight.matrix, tuple):
+        return Blocks.of([root(replace(weight, matrix=block)) for block in weight.matrix])
+    if weight.one_hot:
+        return OneHot.of(weight)
     if weight.matrix.ndim == 1:
         values, vectors = weight.matrix.to(torch.float64), None
         if not bool(torch.isfinite(values).all()) or bool((values < 0).any()):

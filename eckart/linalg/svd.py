@@ -17,7 +17,7 @@ from .finish import Draft, fix_signs
 from .full import full
 from .gram import gram
 from .krylov import krylov
-from .operator import Operator, as_operator
+from .operator import Operator, as_operator, upper_gram_of
 from .rank import Target, target
 from .subspace import subspace
 from .warm import basis_of, warm_start
@@ -103,17 +103,18 @@ def svd(
 
 
 @torch.no_grad()
-def svdvals(A: Tensor | Operator, *, tol: float | None = None, name: str = "matrix") -> Tensor:
+def svdvals(A: Tensor | Operator, *, tol: float | None = None, wide: bool = False, name: str = "matrix") -> Tensor:
     """All singular values (min(m, n),), descending.
 
     Args:
         A: (m, n) tensor or `Operator`.
         tol: allowed absolute error of a value, relative to the largest. Default 1e-6, and 1e-13 for float64 input. From 1e-7 on the
             float64 Gram of the smaller side serves, which on a wide matrix costs a fifth of the dense driver.
+        wide: compute and return in float64 whatever the input's type: ratios of small values then hold to more than float32's digits.
         name: what messages call the matrix.
 
     Returns:
-        Values in the compute dtype: float32, or float64 for float64 input.
+        Values in the compute dtype: float32, or float64 for float64 input or `wide`.
 
     Raises:
         Refused: empty, not two-dimensional, not real, or not finite.
@@ -122,6 +123,10 @@ def svdvals(A: Tensor | Operator, *, tol: float | None = None, name: str = "matr
         >>> svdvals(torch.diag(torch.tensor([3.0, -4.0])))
         tensor([4., 3.])
     """
+    if wide and tol is None and isinstance(A, Tensor):
+        squares = _gram_squares(A)
+        if squares is not None:
+            return squares.sqrt()
     op = as_operator(A, name)
     if tol is None:
         tol = 1e-13 if op.dtype == torch.float64 else 1e-6
@@ -129,12 +134,22 @@ def svdvals(A: Tensor | Operator, *, tol: float | None = None, name: str = "matr
     if not SAFE[0] ** 2 < total < SAFE[1] ** 2:
         scaled = _rescaled(op, name)
         if scaled is None:
-            return torch.zeros(min(op.shape), dtype=op.dtype, device=op.device)
-        return svdvals(scaled[0], tol=tol, name=name) * scaled[1]
+            return torch.zeros(min(op.shape), dtype=torch.float64 if wide else op.dtype, device=op.device)
+        return svdvals(scaled[0], tol=tol, wide=wide, name=name) * scaled[1]
     if tol >= 1e-7 and min(op.shape) > DIRECT:
-        return spectrum_of(op).sqrt().to(op.dtype)
-    matrix = op.to_dense()
+        return spectrum_of(op).sqrt().to(torch.float64 if wide else op.dtype)
+    matrix = op.to_dense().to(torch.float64) if wide else op.to_dense()
     return torch.linalg.svdvals(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T.contiguous())
+
+
+def _gram_squares(A: Tensor) -> Tensor | None:
+    """Squared singular values straight from the tensor: no float32 copy of half precision, no pass for its norm. None where that is no way."""
+    if A.ndim != 2 or min(A.shape) <= DIRECT or A.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return None
+    if A.is_meta or A.layout != torch.strided:
+        return None
+    gram = upper_gram_of(A.detach() if A.shape[0] <= A.shape[1] else A.detach().T)
+    return torch.linalg.eigvalsh(gram, UPLO="U").flip(0).clamp_min(0) if bool(torch.isfinite(gram.trace())) else None
 
 
 def _solve(

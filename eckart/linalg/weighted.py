@@ -65,10 +65,8 @@ def roots(matrix: Tensor, out: Weight | None, into: Weight | None) -> tuple[Root
     from ..errors import Refused
 
     for side, size in ((out, matrix.shape[0]), (into, matrix.shape[1])):
-        if side is not None and side.matrix.shape[0] != size:
-            raise Refused(
-                f"{side.name}: the metric has size {side.matrix.shape[0]}, the matrix {tuple(matrix.shape)} wants {size} on that side."
-            )
+        if side is not None and side.size != size:
+            raise Refused(f"{side.name}: the metric has size {side.size}, the matrix {tuple(matrix.shape)} wants {size} on that side.")
     return (root(out) if out is not None else None, root(into) if into is not None else None)
 
 

@@ -51,7 +51,7 @@ class Context:
     read_bias: ReadBias
     stats: StatsView
 
-    def look(self, task: Task) -> tuple[tuple[float, ...], Parts]:
+    def look(self, task: Task) -> tuple[tuple[float, ...], Parts | None]:
         """Wave one: the value of each rank, and the leading triples."""
         found = spectrum(
             self.recipe, task.bundle, self.read, self.stats, cap=max(1, task.cap), algorithm=task.algorithm, seed=task.seed
@@ -130,7 +130,12 @@ def reading(reader: Any) -> Callable[[Site], Tensor]:
     """site -> W (out, in), whatever its storage."""
 
     def read(site: Site) -> Tensor:
-        stored = reader.read(site.tensors[0])
+        first, *more = site.tensors
+        stored = reader.read(first)
+        if more:  # a stack whose parts are tensors of their own
+            import torch
+
+            stored = torch.cat([stored.flatten(), *(reader.read(k).flatten() for k in more)])
         return stored.T if site.view == "transposed" else stored.reshape(site.shape)
 
     return read

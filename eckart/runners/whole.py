@@ -16,6 +16,9 @@ from ..progress import track
 from ..store import TensorInfo
 from ..store.journal import Entry
 from .jobs import Context, Desk, Look, Task, Write
+from .judge import Judge
+from .sensitivity import measure
+from .train import learn_cut, learn_ordered
 
 CACHE_BYTES = 2 << 30  # bases of wave one kept for the cut; beyond it a bundle is factorised again
 
@@ -60,12 +63,14 @@ class Run:
         engine: where jobs run.
         desk: what they are given in another process, None for an engine that has none.
         cache: bytes of bases kept between the waves.
+        judge: of the original model, for recipes that measure losses or train.
     """
 
     context: Context
     engine: Engine
     desk: Desk | None = None
     cache: int = CACHE_BYTES
+    judge: Judge | None = None
 
 
 def decide(plan: Plan, costs: Mapping[str, Cost], sweep: Sweep, run: Run) -> tuple[Plan, dict[str, Seen]]:
@@ -75,8 +80,16 @@ def decide(plan: Plan, costs: Mapping[str, Cost], sweep: Sweep, run: Run) -> tup
     jobs = {j.name: j for j in plan.stages[0].jobs}
     keep = _kept(plan, run.cache)
     seen: dict[str, Seen] = {}
+    recipe = run.context.recipe
+    if run.judge is not None and hasattr(recipe.factor, "lasso"):
+        for group in sweep():
+            context = replace(run.context, stats=group.stats)
+            for name, parts in learn_ordered(recipe, group.bundles, context, run.judge, plan.seed).items():
+                bundle = next(b for b in group.bundles if b.name == name)
+                seen[name] = Seen(tuple(recipe.score.curve(bundle, parts.spectrum, group.stats)), parts)
+        return plan.decided(recipe.allocate({n: s.curve for n, s in seen.items()}, costs, recipe.budget), costs), seen
     for group in sweep():
-        tasks = [_task(jobs[b.name], b, cap=jobs[b.name].cap) for b in group.bundles]
+        tasks = _tasks(jobs, group)
         context = replace(run.context, stats=group.stats)
 
         def look(task: Task, context: Context = context) -> dict[str, object]:
@@ -86,8 +99,16 @@ def decide(plan: Plan, costs: Mapping[str, Cost], sweep: Sweep, run: Run) -> tup
         fn = Look(_at(run.desk, group)) if run.engine.remote else look
         for found in track(run.engine.run(fn, tasks, lambda t: t.seconds), "spectra", len(tasks)):
             seen[found["name"]] = Seen(tuple(found["curve"]), found.get("parts"))
-    ranks = run.context.recipe.allocate({n: s.curve for n, s in seen.items()}, costs, run.context.recipe.budget)
-    return plan.decided(ranks, costs), seen
+        if run.judge is not None and hasattr(recipe.score, "measured"):
+            found = measure(jobs, group.bundles, costs, {n: s.parts for n, s in seen.items()}, context, run.judge)
+            seen |= {n: replace(seen[n], curve=tuple(recipe.score.measured(seen[n].curve, points))) for n, points in found.items()}
+    curves = {n: s.curve for n, s in seen.items()}
+    if run.judge is not None and recipe.allocate.decides == "training":
+        parts = {t.bundle.name: seen[t.bundle.name].parts or run.context.look(t)[1] for g in sweep() for t in _tasks(jobs, g)}
+        curves = {
+            n: (p,) for n, p in learn_cut(recipe, [b for g in sweep() for b in g.bundles], costs, parts, run.judge, plan.seed).items()
+        }
+    return plan.decided(recipe.allocate(curves, costs, recipe.budget), costs), seen
 
 
 def cut(
@@ -134,6 +155,11 @@ def _kept(plan: Plan, limit: int) -> frozenset[str]:
         if spent <= limit:
             keep.add(job.name)
     return frozenset(keep)
+
+
+def _tasks(jobs: Mapping[str, Job], group: Group) -> list[Task]:
+    """Wave one of a group."""
+    return [_task(jobs[b.name], b, cap=jobs[b.name].cap) for b in group.bundles]
 
 
 def _task(job: Job, bundle: Bundle, *, cap: int, places: Places | None = None) -> Task:

@@ -42,7 +42,7 @@ class Calibration:
     max_bytes: int = MAX_STATS
 
 
-def load_calibration(calib: Any, needs: frozenset[Stat], recipe: str) -> Any:
+def load_calibration(calib: Any, needs: frozenset[Stat], recipe: str, judges: bool = False) -> Any:
     """The calibration texts, checked before any work.
 
     Raises:
@@ -50,8 +50,8 @@ def load_calibration(calib: Any, needs: frozenset[Stat], recipe: str) -> Any:
         Refused: an empty or unreadable source.
     """
     if calib is None:
-        if needs:
-            what = ", ".join(sorted({f"{s.kind} ({s.via})" for s in needs}))
+        if needs or judges:
+            what = ", ".join(sorted({f"{s.kind} ({s.via})" for s in needs} | ({"the model's loss"} if judges else set())))
             raise UsageError(
                 f"{recipe} measures {what} on calibration text, and there is none. Give --calib FILE (calib=...), or use --recipe svd, which needs no data."
             )

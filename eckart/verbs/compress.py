@@ -14,22 +14,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..axes import Budget, Recipe
 from ..axes.border import override
-from ..axes.protocols import Bundle, Cost
+from ..axes.group import pack
+from ..axes.protocols import Bundle, Cost, Edits, World
 from ..data import load_texts
 from ..engine import Engine, engine_named
 from ..errors import Refused, UsageError
-from ..plan import Plan, bundles_of, make_plan
+from ..plan import Job, Plan, judges, make_plan
 from ..progress import track
 from ..registry import get_recipe
 from ..runners.budget import calibration_bytes, parse_bytes, refuse_beyond, with_memory
 from ..runners.jobs import Context, Desk, NoStats
+from ..runners.judge import Judge
+from ..runners.train import recover
 from ..runners.whole import CACHE_BYTES, Cut, Group, Places, Run, cut, decide
 from ..stats import predict_bytes
+from ..stats.result import batch_digest, data_digest
 from ..store import check_output, finished, read_manifest
 from ..store.journal import Entry
-from .calibrate import MAX_STATS, PROBES, Calibration, is_tensors, length_limit, load_calibration, measure
+from .calibrate import MAX_STATS, PROBES, Calibration, is_tensors, length_limit, load_calibration, measure, rows_of
 from .host import Host, open_host
-from .output import MAX_SHARD, apply_edits, versions, write_folder
+from .output import MAX_SHARD, config_changes, versions, write_folder
 from .spread import measure_for, tidy
 from .summary import compress_report
 
@@ -70,6 +74,8 @@ def resolve(recipe: str | Recipe, keep: float | None, settings: Sequence[str], f
             raise UsageError("two budgets: --keep and --set budget... exclude each other. Give one of them.")
         found = found.with_(budget=Budget(keep=keep))
     found = override(found, settings)
+    if form == "dense" and found.form.layout not in ("factored", "dense"):
+        raise UsageError(f"{found.name} stores no factors, so there is nothing to multiply back. Leave --form out.")
     return found.with_(form=replace(found.form, layout=form)) if form == "dense" else found
 
 
@@ -153,12 +159,14 @@ def compress(
         raise UsageError(f"seed: expected an integer in [0, 2**63), found {seed}.")
     rec = resolve(recipe, keep, settings, form)
     given = None if stats is None or isinstance(stats, str | Path) else stats
-    texts = load_calibration(calib, rec.needs() if given is None else frozenset(), rec.name)
+    texts = load_calibration(calib, rec.needs() if given is None else frozenset(), rec.name, judges(rec))
     how = Calibration(texts, max_length, batch_size, seed, probes, loss, Path(stats) if isinstance(stats, str | Path) else None, max_stats)
     example = texts[0][:1] if is_tensors(texts) else None
     host = open_host(model, tokenizer, device, example)
     with torch_threads(threads) as count:
         runs = engine_named(engine, workers, count) if isinstance(engine, str) else engine
+        if runs.remote and judges(rec):
+            raise UsageError(f"{rec.name} measures losses of the whole model or trains it, which this engine cannot; leave --engine out.")
         if runs.remote and (out is None or host.path is None or evaluate_on is not None):
             raise UsageError(
                 "this engine runs jobs in other processes: it needs a checkpoint folder, out=FOLDER, and no evaluation in the same run."
@@ -168,7 +176,7 @@ def compress(
         limit = None if max_memory is None else parse_bytes(max_memory)
         plan = _with_memory(plan, host, rec, bundles, how if given is None else None, runs, limit)
         refuse_beyond(plan, limit, Path(out) if out is not None and runs.leads else None)
-        describe = partial(compress_report, recipe=rec, host=host, command=command)
+        describe = partial(compress_report, recipe=rec, host=host, bundles=bundles, command=command)
         if dry_run is True:
             if out is not None:
                 check_output(out, [host.path] if host.path else [], overwrite)
@@ -176,6 +184,9 @@ def compress(
         clock = Clock(began)
         if out is not None and runs.leads and not (overwrite or _is_output(out)):
             check_output(out, [host.path] if host.path else [], overwrite)
+        if hasattr(rec.form, "check"):
+            for bundle in bundles:
+                rec.form.check(host.live(), bundle)
         content = runs.share(lambda: _content(host, bundles))
         clock.lap("checks")
         file: Path | None = None
@@ -186,35 +197,54 @@ def compress(
             else:
                 given = measure(host, rec.needs(), sites, how)
         clock.lap("statistics")
+        judge = Judge(host.live, rows_of(host, how), loss) if judges(rec) else None
         identity = _identity(host, plan, given) | {"content": content}
+        if judge is not None:
+            identity["calibration"] = data_digest(batch_digest(b) for b in judge.batches)
         if out is not None and _is_output(out) and not overwrite:
             if finished(out, identity):
                 return Compressed(plan, json.loads((Path(out) / "report.json").read_text(encoding="utf-8")), path=Path(out), stats=given)
             check_output(out, [host.path] if host.path else [], overwrite)
         run = Run(
-            Context(rec, host.read, host.reader.read, given or NoStats()), runs, _desk(host, rec, count, runs), plan.memory.get("bases", 0)
+            Context(rec, host.read, host.reader.read, given or NoStats()),
+            runs,
+            _desk(host, rec, count, runs),
+            plan.memory.get("bases", 0),
+            judge,
         )
         sweep = partial(_one_group, bundles, given, str(file or ""))
         plan, seen = decide(plan, costs, sweep, run)
         clock.lap("spectra")
         if dry_run == "spectra":
             return Compressed(plan, describe(plan, records={}), stats=given)
-        small = _copy(host) if out is None or evaluate_on is not None else None
+        small = _copy(host) if out is None or evaluate_on is not None or rec.recover is not None else None
+        recovered: dict[str, Any] = {}
 
         def finish(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             clock.lap("cut")
             if small is not None:
-                _mark(small, rec, plan)
+                _mark(small, rec, plan, bundles, records)
             rows = _compare(host, small, evaluate_on) if evaluate_on is not None else []
             clock.lap("evaluation")
-            return describe(plan, records=records, evaluation=rows, timings=clock.laps)
+            return describe(plan, records=records, evaluation=rows, timings=clock.laps, recovered=recovered)
 
         def cuts(done: frozenset[str], places: Places | None = None, shards: str = "") -> Iterator[Cut]:
             skip = frozenset[str]() if small is not None else done
+            by_name = {b.name: b for b in bundles}
+            late: list[tuple[Job, Edits]] = []
             for one in cut(plan, sweep, run, seen, done=skip, places=places, shards=shards):
                 if small is not None and not isinstance(one, Entry):
-                    apply_edits(small, *one)
+                    job, edits = one
+                    rec.form.apply(small, by_name[job.name], edits)
+                    if judge is not None and rec.recover is not None:
+                        late.append((job, edits))
+                        continue
                 yield one
+            if small is not None and judge is not None and rec.recover is not None:
+                clock.lap("cut")
+                recovered.update(recover(rec, small, judge, seed).as_dict())
+                clock.lap("recovery")
+                yield from ((job, rec.form.reread(small, by_name[job.name], edits)) for job, edits in late)
 
         if out is None:
             records = {job.name: edits.record for job, edits in (c for c in cuts(frozenset()) if not isinstance(c, Entry))}
@@ -320,7 +350,9 @@ def _plan(host: Host, rec: Recipe, seed: int, threads: int) -> tuple[Plan, dict[
         raise Refused(
             f"{host.name}: the weight of {name} is unusable: {why}. The checkpoint is incomplete or belongs to another model; get it again."
         )
-    bundles = bundles_of(rec, sites)
+    shapes = {k: tuple(host.reader.info(k).shape) for k in host.reader}
+    bundles, left = pack(rec.group, sites, World(host.read, rec.budget, shapes, host.reader.config))
+    skipped = {**skipped, **left}
     plan, costs = make_plan(rec, bundles, model=host.name, source=host.reader.fingerprint, seed=seed, skipped=skipped, threads=threads)
     return plan, costs, bundles
 
@@ -335,7 +367,7 @@ def _content(host: Host, bundles: Sequence[Bundle]) -> str:
 
     digest = hashlib.sha256()
     for bundle in track(bundles, "checking weights"):
-        for key in [k for s in bundle.sites for k in (*s.tensors, *((s.bias,) if s.bias else ()))]:
+        for key in bundle.keys:
             value = host.reader.read(key)
             bad = int((~torch.isfinite(value)).sum())
             if bad:
@@ -352,14 +384,15 @@ def _copy(host: Host) -> nn.Module:
     return copy.deepcopy(host.live())
 
 
-def _mark(model: nn.Module, rec: Recipe, plan: Plan) -> None:
+def _mark(model: Any, rec: Recipe, plan: Plan, bundles: Sequence[Bundle], records: Mapping[str, Mapping[str, Any]]) -> None:
     """Tell transformers what the model now is, so that plain `save_pretrained` works."""
-    if (
-        rec.form.layout == "factored"
-        and hasattr(model, "config")
-        and hasattr(model, "save_pretrained")
-        and any(j.state == "factored" for j in plan.jobs)
-    ):
+    if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
+        return
+    changes = config_changes(rec, plan, bundles, model.config.to_dict(), records)
+    tables = changes.pop("quantization_config", None)
+    for key, value in changes.items():
+        setattr(model.config, key, value)
+    if tables is not None:
         from .host import attach
 
         attach(model, recipe=rec.name)

@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 from ..axes.protocols import Site
 from ..catalogue import Catalogue, from_headers, from_model
 from ..errors import Refused, UsageError
+from ..runners.jobs import reading
 from ..store import Reader
 from ..store.memory import Memory
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from ..runners.blocks import Chain
+    from ..runners.materialise import Weights
 
 
 class Host(ABC):
@@ -46,6 +50,23 @@ class Host(ABC):
     def live(self) -> nn.Module:
         """The model itself, in evaluation mode where it was loaded for us. Not to be changed."""
 
+    def outline(self) -> nn.Module:
+        """What tells of the model's class and config, with its weights or without."""
+        return self.live()
+
+    def chain(self, example: Any) -> Chain:
+        """The model as a chain of blocks that can be loaded one by one.
+
+        Args:
+            example: a calibration batch.
+
+        Raises:
+            Unwalkable: it is none, or it is in memory already.
+        """
+        from ..runners.walk import Unwalkable
+
+        raise Unwalkable(f"{self.name} is in memory already.")
+
     @abstractmethod
     def tokenizer(self) -> Any:
         """Its tokenizer."""
@@ -56,8 +77,7 @@ class Host(ABC):
 
     def read(self, site: Site) -> Tensor:
         """W (out, in) of a site, whatever its storage."""
-        stored = self.reader.read(site.tensors[0])
-        return stored.T if site.view == "transposed" else stored.reshape(site.shape)
+        return reading(self.reader)(site)
 
     def parameters(self) -> int:
         """Numbers in all tensors."""
@@ -66,6 +86,8 @@ class Host(ABC):
 
 class FolderHost(Host):
     """A checkpoint on disk. The live model is loaded when statistics or an evaluation want it."""
+
+    reader: Reader
 
     def __init__(self, path: str | Path, tokenizer: Any = None, device: str | None = None) -> None:
         self.reader = Reader(path)
@@ -76,6 +98,7 @@ class FolderHost(Host):
 
     def _catalogue(self) -> Catalogue:
         from ..hub.load import meta_model
+        from ..hub.names import file_names
 
         quantised = self.reader.config.get("quantization_config")
         if quantised:
@@ -84,7 +107,7 @@ class FolderHost(Host):
         if not self.reader.config.get("architectures") and not self.reader.config.get("model_type"):
             return from_headers(self.reader)  # names and shapes alone
         model = meta_model(str(self.path))
-        return from_headers(self.reader, model, example=_example(model))
+        return from_headers(self.reader, model, example=_example(model), names=file_names(model, self.reader.keys()))
 
     def live(self) -> nn.Module:
         return self._live
@@ -94,6 +117,33 @@ class FolderHost(Host):
         from ..hub.load import load
 
         return load(str(self.path), device=self._device)
+
+    def outline(self) -> nn.Module:
+        from ..runners.walk import Unwalkable
+
+        try:
+            return self._weights.model
+        except Unwalkable:
+            return self.live()
+
+    def chain(self, example: Any) -> Chain:
+        from ..runners.blocks import chain
+
+        return chain(self._weights, self.catalogue.blocks, example)
+
+    @cached_property
+    def _weights(self) -> Weights:
+        """Where the tensors of the model are, which has none itself."""
+        from ..hub.names import file_names
+        from ..hub.skeleton import unloaded
+        from ..runners.materialise import Weights
+        from ..runners.walk import Unwalkable
+
+        try:
+            model = unloaded(str(self.path), self.reader)
+        except Refused as error:
+            raise Unwalkable(str(error)) from error
+        return Weights(model, self.reader, self._device, file_names(model, self.reader.keys()))
 
     def tokenizer(self) -> Any:
         if self._tokenizer is None:
@@ -183,6 +233,24 @@ def _example(model: Any) -> Any:
     if not hasattr(model, "config") or not hasattr(model, "dummy_inputs"):
         return None
     device = next(model.parameters()).device
+    if getattr(model, "main_input_name", "input_ids") == "pixel_values":
+        return _image(model.config, device)
     ids = torch.zeros((1, 4), dtype=torch.long, device=device)
     both = getattr(model.config, "is_encoder_decoder", False)
     return {"input_ids": ids, "decoder_input_ids": ids} if both else {"input_ids": ids}
+
+
+def _image(config: Any, device: Any) -> dict[str, Any] | None:
+    """An empty image of the size that a vision model wants; None where its config does not say which."""
+    import torch
+
+    size = getattr(config, "image_size", None)
+    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) and len(size) == 2 else None
+    if sides is None:
+        return None
+    dtype = getattr(config, "dtype", None)
+    return {
+        "pixel_values": torch.zeros(
+            (1, getattr(config, "num_channels", 3), *sides), device=device, dtype=dtype if isinstance(dtype, torch.dtype) else None
+        )
+    }

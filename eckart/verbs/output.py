@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..axes.border import to_dict, to_yaml
-from ..axes.protocols import Bundle, Edits
+from ..axes.protocols import Bundle, Made
 from ..axes.recipe import Recipe
 from ..axes.solve import adds_bias
 from ..engine import Engine
-from ..plan import Job, Plan
+from ..plan import Plan
 from ..progress import track
 from ..runners.whole import Cut, Places
 from ..store import Row, TensorSpec, Writer, account, copied, dropped, lay_out, transformed
 from ..store.journal import Entry
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from .host import Host
 
 Cuts = Callable[[frozenset[str], Places, str], Iterable[Cut]]
@@ -41,31 +39,6 @@ def versions() -> dict[str, str]:
         except ImportError:
             continue
     return found
-
-
-def apply_edits(model: nn.Module, job: Job, edits: Edits) -> None:
-    """Put the tensors of one job into a model in memory."""
-    import torch
-
-    from ..nn import LowRankLinear
-    from ..nn.surgery import replace_linear
-
-    device = next(model.parameters()).device
-    tensors = {k: v.to(device) for k, v in edits.tensors.items()}
-    base = job.tensors[0].removesuffix(".weight")
-    if f"{base}.up.weight" in tensors:
-        pair = LowRankLinear.from_factors(tensors[f"{base}.up.weight"], tensors[f"{base}.down.weight"], tensors.get(f"{base}.up.bias"))
-        replace_linear(model, job.name, pair)
-        return
-    module = model.get_submodule(job.name)
-    with torch.no_grad():
-        for key, value in tensors.items():
-            last = key.rpartition(".")[2]
-            old = getattr(module, last)
-            if old is None:  # a bias that the metric adds
-                setattr(module, last, torch.nn.Parameter(value))
-            else:
-                old.copy_(value)
 
 
 @dataclass(frozen=True)
@@ -87,31 +60,26 @@ class Folder:
 
 def lay_out_folder(reader: Any, recipe: Recipe, plan: Plan, bundles: Sequence[Bundle]) -> Folder:
     """The folder of a plan whose ranks are decided."""
-    states = {j.name: j for j in plan.jobs}
-    new: dict[str, list[TensorSpec]] = {}
+    new: dict[str, list[tuple[str, Made]]] = {}
     gone: dict[str, str] = {}
     writes: dict[str, tuple[str, ...]] = {}
-    for bundle in bundles:
-        job, site = states[bundle.name], bundle.site
-        if job.state != "factored" or job.rank is None:
-            continue
-        made = recipe.form.layout_of(bundle, job.rank, adds_bias(recipe))
-        new[site.tensors[0]] = [TensorSpec(name, dtype, shape) for name, (dtype, shape) in made.items()]
-        writes[bundle.name] = tuple(made)
-        if site.bias:
-            gone[site.bias] = "" if site.bias in made else f"moved to {site.tensors[0].removesuffix('weight')}up.bias"
+    for bundle, rank in changed(plan, bundles):
+        found = recipe.form.outcome(bundle, rank, adds_bias(recipe))
+        writes[bundle.name] = tuple(found.tensors)
+        gone |= found.gone
+        for name, made in found.tensors.items():  # beside the first of its sources
+            new.setdefault(made.sources[0], []).append((name, made))
+        gone |= {k: "" for k in bundle.keys if k not in found.gone}  # their names, if they still exist, are among the new ones
     specs: list[TensorSpec] = []
     rows: list[Row] = []
     copies: list[str] = []
-    by_weight = {b.site.tensors[0]: b.site for b in bundles}
     for key in reader:
-        if key in new:
-            sources = [k for k in (key, by_weight[key].bias) if k and not gone.get(k)]
-            specs += new[key]
-            rows += [transformed(s.name, sources) for s in new[key]]
-        elif key in gone:
-            rows += [dropped(key, gone[key])] if gone[key] else []
-        else:
+        for name, made in new.get(key, ()):
+            specs.append(TensorSpec(name, made.dtype, made.shape))
+            rows.append(transformed(name, [k for k in made.sources if not gone.get(k)]))
+        if gone.get(key):
+            rows.append(dropped(key, gone[key]))
+        elif key not in gone:
             info = reader.info(key)
             specs.append(TensorSpec(key, info.dtype, tuple(info.shape)))
             rows.append(copied(key))
@@ -133,13 +101,21 @@ def batches_of(keys: Sequence[str], reader: Any, most: int = 256 << 20) -> list[
     return out
 
 
-def quantization_config(recipe: Recipe, jobs: Iterable[Job], bundles: Sequence[Bundle]) -> dict[str, Any]:
-    """What `config.json` says of the pairs, for the loader."""
-    ranks = {j.name: j.rank for j in jobs if j.state == "factored"}
-    by_name = {b.name: b for b in bundles}
-    added = {name: True for name in ranks if adds_bias(recipe) and by_name[name].site.bias is None}
-    config = {"quant_method": "eckart", "format_version": 1, "ranks": ranks, "recipe": recipe.name}
-    return config | ({"bias": added} if added else {})
+def changed(plan: Plan, bundles: Sequence[Bundle]) -> list[tuple[Bundle, int]]:
+    """The bundles that are not left as they were, with their ranks."""
+    ranks = {j.name: j.rank for j in plan.jobs if j.state == "factored"}
+    return [(b, rank) for b in bundles if (rank := ranks.get(b.name)) is not None]
+
+
+def config_changes(
+    recipe: Recipe, plan: Plan, bundles: Sequence[Bundle], config: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:  # fmt: skip
+    """What `config.json` says differently afterwards, the tables for our loader among it."""
+    tables, other = recipe.form.config_of(changed(plan, bundles), adds_bias(recipe), config, records)
+    if not tables:
+        return other
+    version = 1 if set(tables) <= {"ranks", "bias"} else 2
+    return other | {"quantization_config": {"quant_method": "eckart", "format_version": version, **tables, "recipe": recipe.name}}
 
 
 def write_folder(
@@ -196,8 +172,7 @@ def _commit(
     report = finish({j.name: writer.records[j.name] for j in plan.jobs if j.state == "factored"})
     lasting = {k: v for k, v in report.items() if k not in ("timings", "command")}  # equal runs give equal files; clocks go to the notes
     config = dict(host.reader.config)
-    if recipe.form.layout == "factored" and any(j.state == "factored" for j in plan.jobs):
-        config["quantization_config"] = quantization_config(recipe, plan.jobs, bundles)
+    config |= config_changes(recipe, plan, bundles, config, writer.records)
     side = host.side_files() | {
         "eckart.yaml": to_yaml(recipe).encode(),
         "report.json": to_json(lasting).encode(),

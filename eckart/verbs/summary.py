@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 from ..axes.border import to_yaml
-from ..axes.protocols import Site
+from ..axes.protocols import Bundle, Site
 from ..axes.recipe import Recipe
+from ..axes.solve import adds_bias
 from ..plan import Job, Plan
 from .host import Host
 
 
 def compress_report(
-    plan: Plan, *, recipe: Recipe, host: Host, records: Mapping[str, Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]] = (),
-    timings: Mapping[str, float] | None = None, command: str = "",
+    plan: Plan, *, recipe: Recipe, host: Host, bundles: Sequence[Bundle], records: Mapping[str, Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]] = (),
+    timings: Mapping[str, float] | None = None, command: str = "", recovered: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The report of a compression (or of its plan, while there are no records)."""
-    from .output import versions
+    from .output import config_changes, versions
 
     sites = {s.name: s for s in host.catalogue.sites}
-    layers = [_layer(job, sites[job.name], records.get(job.name, {})) for job in plan.jobs]
+    by_name = {b.name: b for b in bundles}
+    layers = [row for job in plan.jobs for row in _layers(job, by_name[job.name], recipe, records.get(job.name, {}))]
     layers += [_skipped(sites[name], why) for name, why in plan.skipped.items() if name in sites]
     total, size = host.parameters(), host.reader.nbytes
-    width = {j.name: host.reader.info(j.tensors[0]).nbytes / max(1, j.before) for j in plan.jobs}
+    width = {j.name: sum(host.reader.info(k).nbytes for k in j.tensors) / max(1, j.before) for j in plan.jobs}
     dense_form = recipe.form.layout == "dense"
     after = plan.after
     if any(j.state == "undecided" for j in plan.jobs) and recipe.budget.kind == "keep":
@@ -39,15 +42,24 @@ def compress_report(
         if dense_form
         else round(size - (plan.before - after) * sum(width[j.name] * j.before for j in plan.jobs) / plan.before),
     }
+    verdict = _verdict(
+        plan, recipe.form.kind, sizes, layers, dense_form, evaluation, bool(records) or not any(j.state == "factored" for j in plan.jobs)
+    )
+    if recovered:
+        loss = f"loss on calibration {recovered['loss_before']:.4g} before, {recovered['loss']:.4g} after"
+        verdict.insert(-1, f"{recovered['trained']:,} numbers were trained for {recovered['steps']} steps: {loss}.")
+    form = recipe.form.layout
+    if form not in ("factored", "dense"):
+        form = "factored" if "quantization_config" in config_changes(recipe, plan, bundles, host.reader.config, records) else "plain"
     report: dict[str, Any] = {
         "format": 1,
         "kind": "compress",
         "title": f"{host.name} · {recipe.name}",
-        "verdict": _verdict(plan, sizes, dense_form, evaluation, bool(records) or not any(j.state == "factored" for j in plan.jobs)),
+        "verdict": verdict,
         "model": {"name": host.name, "path": str(host.path or host.name), "parameters": total, "bytes": size},
         "recipe": {"name": recipe.name, "title": recipe.title, "paper": recipe.paper, "fidelity": recipe.fidelity, "differs": recipe.differs, "yaml": to_yaml(recipe)},
         "budget": {str(recipe.budget.kind): recipe.budget.value},
-        "form": recipe.form.layout,
+        "form": form,
         "command": command or None,
         "sizes": sizes,
         "layers": layers,
@@ -56,6 +68,26 @@ def compress_report(
         "versions": versions(),
     }  # fmt: skip
     return report | ({"timings": {k: round(v, 3) for k, v in timings.items()}} if timings else {})
+
+
+def _layers(job: Job, bundle: Bundle, recipe: Recipe, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each matrix. Those that were solved together have one error, and no spectrum of their own."""
+    if len(bundle.sites) == 1:
+        return [_layer(job, bundle.sites[0], record)]
+    made = recipe.form.outcome(bundle, job.rank, adds_bias(recipe)).tensors if job.rank is not None else {}
+    rows = []
+    for site in bundle.sites:
+        row = _layer(job, site, {k: v for k, v in record.items() if k in ("relative_error", "certificate")})
+        base = site.tensors[0].removesuffix(".weight")
+        own = [m.shape for k, m in made.items() if (k in site.tensors or k.startswith(f"{base}.")) and len(m.shape) > 1]
+        before, most = site.shape[0] * site.shape[1], min(site.shape)
+        if site.bias in made and made[site.bias].shape != (site.shape[0],):  # a bias that became shorter counts
+            before, own = before + site.shape[0], [*own, made[site.bias].shape]
+        after = sum(prod(shape) for shape in own) if made else before * job.after // max(1, job.before)
+        row |= {"name": site.name, "shape": list(site.shape), "params_before": before, "params_after": after, "cap": min(job.cap, most)}
+        row |= {"rank": None if row["rank"] is None else min(row["rank"], most)}
+        rows.append(row | ({} if row["reason"] else {"reason": f"solved together with {len(bundle.sites) - 1} others, at rank {job.rank}"}))
+    return rows
 
 
 def _layer(job: Job, site: Site, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,17 +128,23 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _verdict(plan: Plan, sizes: Mapping[str, int], dense_form: bool, evaluation: Sequence[Mapping[str, Any]], done: bool) -> list[str]:
-    changed = sum(j.state != "dense" for j in plan.jobs)
+WHAT = {"shared_basis": "stored as low-rank pairs, some with a common factor", "smaller": "made smaller", "merged": "fewer experts now"}
+
+
+def _verdict(
+    plan: Plan, form: str, sizes: Mapping[str, int], layers: Sequence[Mapping[str, Any]], dense_form: bool, evaluation: Sequence[Mapping[str, Any]], done: bool
+) -> list[str]:  # fmt: skip
+    targeted = [x for x in layers if x["state"] != "skipped"]
+    changed = sum(x["state"] != "dense" for x in targeted)
     share = (plan.after if dense_form else sizes["targeted_after"]) / plan.before
     if any(j.state == "undecided" for j in plan.jobs):
         out = [
-            f"{len(plan.jobs)} matrices are targeted; spectra will decide their ranks, and at most {share:.1%} of their parameters are kept."
+            f"{len(targeted)} matrices are targeted; spectra will decide their ranks, and at most {share:.1%} of their parameters are kept."
         ]
     else:
         tense = "are" if done else "would be"
         out = [
-            f"{changed} of {len(plan.jobs)} targeted matrices {tense} stored as low-rank pairs, and {share:.1%} of the targeted parameters are kept."
+            f"{changed} of {len(targeted)} targeted matrices {tense} {WHAT.get(form, 'stored as low-rank pairs')}, and {share:.1%} of the targeted parameters are kept."
         ]
     if dense_form:
         out.append("The pairs are multiplied back: the model loads anywhere and is as large as before.")
@@ -128,7 +166,7 @@ def _warnings(plan: Plan, recipe: Recipe, layers: Sequence[Mapping[str, Any]]) -
         out.append(f"{len(dense)} targeted matrices stay dense, because a pair of their rank would not be smaller: {_few(dense)}.")
     if plan.decides != "shape" and any(j.state == "undecided" for j in plan.jobs):
         out.append("Ranks depend on spectra and are not decided yet; sizes are upper figures.")
-    if recipe.metric.kind == "identity":
+    if recipe.metric.kind == "identity" and not recipe.needs():
         out.append("Plain SVD looks at the weights alone. On real text a recipe that measures inputs loses far less at equal size.")
     if recipe.fidelity != "exact":
         out.append(f"{recipe.name} differs from its paper: {recipe.differs}")

@@ -46,7 +46,7 @@ def test_wrong_settings_say_what_is_wrong(setting: str, message: str) -> None:
 
 
 def test_illegal_mixes_fail_at_construction_with_a_sentence() -> None:
-    with pytest.raises(UsageError, match=r"allocate=water_fill needs 'additive'.*score=energy, score=predicted_loss"):
+    with pytest.raises(UsageError, match=r"allocate=water_fill needs 'additive'.*score=energy, score=measured_loss, score=predicted_loss"):
         BASE.with_(allocate=allocate.WaterFill(), score=score.MinMax())
     with pytest.raises(UsageError, match="belongs to the axis source"):
         BASE.with_(metric=source.Weights())

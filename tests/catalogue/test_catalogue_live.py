@@ -129,7 +129,7 @@ def test_mixtral_experts_are_stacked_and_no_blocks():
     every_tensor_once(cat, model)
     assert cat.blocks == ("model.layers.0", "model.layers.1")
     stacked = cat.get("model.layers.1.mlp.experts.gate_up_proj")
-    assert (stacked.kind, stacked.shape, stacked.block) == ("other", (4, 48 * 16), 1)
+    assert (stacked.kind, stacked.shape, stacked.block) == ("experts", (4, 48 * 16), 1)
 
 
 class Expert(nn.Module):

@@ -1,48 +1,92 @@
-"""Other shapes of model: transposed storage, encoders, and what cannot be factored is named instead of failing."""
+"""Other shapes of model: transposed and fused storage, encoders, vision, experts, other names on disk; what is left alone is named."""
 
 import pytest
 import torch
-from transformers import AutoModel, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    ViTConfig,
+    ViTModel,
+)
 
 import eckart as ek
 from eckart.nn import LowRankLinear
+from eckart.nn.surgery import factored_layers, shared_groups
+
+SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+TEXT = {**SMALL, "vocab_size": 96, "max_position_embeddings": 64}
+MODELS = {
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=96, n_embd=48, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
+    ),
+    "bert": lambda: BertModel(BertConfig(**TEXT)),
+    "vit": lambda: ViTModel(ViTConfig(**SMALL, image_size=16, patch_size=4)),
+    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**TEXT)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**TEXT, num_key_value_heads=2)),  # grouped queries, biases on q, k and v alone
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**TEXT, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2)),
+}
 
 
 def make(kind: str, folder):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        if kind == "gpt2":
-            model = GPT2LMHeadModel(
-                GPT2Config(vocab_size=96, n_embd=48, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
-            )
-        else:
-            sizes = {
-                "hidden_size": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "intermediate_size": 96,
-                "max_position_embeddings": 64,
-            }
-            model = BertModel(BertConfig(vocab_size=96, **sizes))
-    model.save_pretrained(folder)
+        MODELS[kind]().save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "bert"])
-@pytest.mark.parametrize("recipe", ["svd_llm", "two_sided", "afm"])
+def pixels():
+    return [torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+
+
+def result(model, calib):
+    with torch.no_grad():
+        found = model(calib[0] if isinstance(calib[0], torch.Tensor) else torch.tensor(calib[:2]))
+    return found.logits if hasattr(found, "logits") else found.last_hidden_state
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+@pytest.mark.parametrize("recipe", ["two_sided", "afm", "basis_sharing", "modegpt"])
 def test_compresses_saves_and_reloads(kind, recipe, token_ids, tmp_path) -> None:
     source = make(kind, tmp_path / "model")
-    made = ek.compress(source, recipe, 0.6, calib=token_ids, out=tmp_path / "small")
-    small = ek.load(made.path)
-    pairs = {n for n, m in small.named_modules() if isinstance(m, LowRankLinear)}
-    assert pairs == {j.name for j in made.plan.jobs if j.state == "factored"}
-    assert not any("pooler" in n for n in pairs)
-    ids = torch.tensor(token_ids[:2])
-    with torch.no_grad():
-        memory = ek.compress(source, recipe, 0.6, calib=token_ids, stats=made.stats).model
-        a, b = small(ids)[0], memory(ids)[0]
-    assert torch.allclose(a, b, atol=1e-5)
+    calib = pixels() if kind == "vit" else token_ids
+    made = ek.compress(source, recipe, 0.6, calib=calib, out=tmp_path / "small")
+    small, memory = ek.load(made.path), ek.compress(source, recipe, 0.6, calib=calib, stats=made.stats).model
+    assert torch.equal(result(small, calib), result(memory, calib))
+    memory.save_pretrained(tmp_path / "again")
+    assert torch.equal(result(ek.load(tmp_path / "again"), calib), result(memory, calib))
     assert ek.verify(made.path, source).ok
+    stored = sum(p.numel() for p in small.parameters())
+    assert stored == made.report["sizes"]["total_after"]
+    assert made.plan.after <= 0.6 * made.plan.before
+    changed = {r["name"] for r in made.report["layers"] if r["state"] == "factored"}
+    if recipe != "modegpt":
+        assert set(factored_layers(small)) == changed
+    assert bool(shared_groups(small)) == (recipe == "basis_sharing")
+    left = {r["name"]: r["reason"] for r in made.report["layers"] if r["state"] == "skipped"}
+    assert not any("pooler" in n for n in changed)
+    assert all(left.values())
+    if kind == "mixtral":
+        assert "4 experts in one stack" in left["model.layers.0.mlp.experts.gate_up_proj"]
+    if (kind, recipe) == ("gpt_neox", "modegpt"):
+        assert "woven" in left["gpt_neox.layers.0.attention.query_key_value"]
+
+
+@pytest.mark.parametrize("kind", ["mixtral"])
+def test_experts_merge(kind, token_ids, tmp_path) -> None:
+    source = make(kind, tmp_path / "model")
+    made = ek.compress(source, "sub_moe", 0.75, calib=token_ids, out=tmp_path / "small")
+    small = AutoModel.from_pretrained(made.path)
+    assert small.config.num_local_experts == 3
+    assert made.report["form"] == "plain"
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert"])

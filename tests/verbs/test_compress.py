@@ -15,7 +15,7 @@ from eckart.axes import Budget, form
 from eckart.errors import Refused, UsageError
 from eckart.nn import LowRankLinear
 
-NAMES = ek.list_recipes("compress")
+NAMES = [n for n in ek.list_recipes("compress") if "pair" in ek.get_recipe(n).form.gives]
 IDS = torch.arange(3, 35)[None]
 
 
