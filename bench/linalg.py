@@ -225,7 +225,7 @@ def rates_of(dtype: torch.dtype, device: str) -> dict[str, Any]:
     tiny = torch.randn(16, 16, device=device)
     return {
         "measured": True,
-        "provenance": f"{machine(device)}, torch {torch.__version__}, {torch.get_num_threads()} threads",
+        "provenance": f"{processor(device)}, torch {torch.__version__}, {torch.get_num_threads()} threads",
         "gemm": {str(b): product(b) for b in (1, 16, 32, 64, 128, 1024)},
         "gram": three(2 * m * m * n / fastest(lambda: wide @ wide.T, device) / 1e9),
         "eigh": {str(d): small(torch.linalg.eigh, d) for d in sizes},

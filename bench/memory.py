@@ -89,7 +89,14 @@ def main() -> None:
         found = json.loads(done.stdout)
         rows.append((*case, found["measured"] / 2**20, found["promised"] / 2**20))
         print(rows[-1], flush=True)
-    lines = ["# Peak memory of one factorisation", "", describe(), "", "| shape | rank | metric | method | stored as | measured, MiB | promised, MiB |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "# Peak memory of one factorisation",
+        "",
+        describe(),
+        "",
+        "| shape | rank | metric | method | stored as | measured, MiB | promised, MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
     lines += [f"| {m}x{n} | {r} | {k} | {a} | {d} | {x:.0f} | {y:.0f} |" for m, n, r, k, a, d, x, y in rows]
     over = [row for row in rows if row[-2] > row[-1]]
     lines += ["", f"{len(rows) - len(over)} of {len(rows)} cases stay below what is promised."]

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .axes import Recipe as Recipe
     from .hub.load import load as load
     from .hub.load import load_tokenizer as load_tokenizer
+    from .hub.peft.adapt import adapt as adapt
+    from .hub.peft.glue import glue as glue
     from .linalg import Certificate as Certificate
     from .linalg import Factors as Factors
     from .linalg import Operator as Operator
@@ -40,6 +42,8 @@ _WHERE = {
     "Budget": "axes",
     "Recipe": "axes",
     "load": "hub.load",
+    "adapt": "hub.peft.adapt",
+    "glue": "hub.peft.glue",
     "load_tokenizer": "hub.load",
     "Certificate": "linalg",
     "Factors": "linalg",
@@ -54,7 +58,8 @@ _WHERE = {
     "evaluate": "verbs.evaluate",
     "inspect": "verbs.inspect",
 }
-_WHERE |= dict.fromkeys(("allocate", "factor", "filter", "form", "metric", "roles", "score", "source", "target"), "axes")
+_WHERE |= dict.fromkeys(("allocate", "core", "factor", "filter", "form", "gradient", "metric"), "axes")
+_WHERE |= dict.fromkeys(("penalty", "refresh", "roles", "score", "source", "target", "variance"), "axes")
 __all__ = [*_WHERE, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 

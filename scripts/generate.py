@@ -168,11 +168,13 @@ def _first_line(value: Any) -> str:
 
 def neighbours(system: System, systems: Iterable[System]) -> list[tuple[System, str]]:
     """Systems of the same verb that differ in exactly one axis, with the axis."""
+    from eckart.axes.recipe import PIECES
+
     out = []
     for other in systems:
         if other.name == system.name or other.verb != system.verb or not system.axes:
             continue
-        mine, theirs = system.axes, other.axes
+        mine, theirs = (x.axes | {a: v for a in PIECES if (v := getattr(x.value, a, ()))} for x in (system, other))
         changed = [a for a in dict.fromkeys([*mine, *theirs]) if mine.get(a) != theirs.get(a)]
         if len(changed) <= 1:
             out.append((other, changed[0] if changed else ""))
@@ -206,7 +208,8 @@ def _recipe_part(s: System, systems: Iterable[System]) -> list[str]:
     data = bool(s.measured)
     lines = ["## Choices", "", "Settings in bold differ from the choice's own default.", ""]
     lines += ["| axis | choice | what it does | settings |", "|---|---|---|---|"]
-    lines += [f"| {a} | `{v.kind}` | {_cell(_first_line(v))} | {_cell(_settings(v))} |" for a, v in s.axes.items()]
+    rows = [*s.axes.items(), *((p.axis, p) for p in s.value.pieces())]
+    lines += [f"| {a} | `{v.kind}` | {_cell(_first_line(v))} | {_cell(_settings(v))} |" for a, v in rows]
     budget = s.value.budget
     if budget.kind:
         lines += ["", f"Default budget: `{budget.kind}={budget.value}`. A run's own budget replaces it."]
@@ -219,12 +222,28 @@ def _recipe_part(s: System, systems: Iterable[System]) -> list[str]:
             f"eckart compress path/to/model -o smaller --recipe {s.name} --keep 0.8{' --calib texts.jsonl' if data else ''}",
         ]
         lines += ["```"]
+    if s.verb == "adapt":
+        lines += _use_of_adapter(s, data)
     near = neighbours(s, systems)
     if near:
         lines += ["", "## One choice away", ""]
         how = {"": "the same choices under another name"}
         lines += [f"- [{o.name}]({o.name}.md): {how.get(axis, f'another {axis}')}" for o, axis in near]
     lines += ["", "## As YAML", "", "```yaml", to_yaml(s.value).rstrip(), "```"]
+    return lines
+
+
+def _use_of_adapter(s: System, data: bool) -> list[str]:
+    from eckart.axes.training import needs_glue
+
+    forms = ", ".join(f'`variant="{v}"`' for v in s.value.variants)
+    lines = ["", f"Variants: {forms}."] if forms else []
+    lines += ["", "## Use", "", "```python", "import eckart as ek", ""]
+    calib = ', calib="texts.jsonl"' if data else ""
+    lines += [f'model = ek.adapt(model, "{s.name}"{calib})  # a PeftModel']
+    if needs_glue(s.value):
+        lines += ["trainer = Trainer(model, ..., callbacks=[ek.glue(model)])"]
+    lines += ["```", "", "```bash", f"eckart adapt path/to/model -o adapter --recipe {s.name} --data texts.jsonl", "```"]
     return lines
 
 
