@@ -15,7 +15,7 @@ from pathlib import Path
 HARD_STOP = 500  # lines in one file
 
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "seeds", "progress", "axes.protocols", "assets", "_version"}),
+    frozenset({"errors", "seeds", "progress", "modes", "axes.protocols", "assets", "_version"}),
     frozenset({"linalg", "store", "engine"}),
     # report turns plain dicts into pages and knows of nothing above `errors`, so verbs may write one into the folder they make
     frozenset({"catalogue", "data", "stats", "spectra", "quant", "nn", "report"}),

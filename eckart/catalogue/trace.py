@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..axes.protocols import Site
 from ..errors import Refused
+from ..modes import evaluating
 
 if TYPE_CHECKING:
     import torch
@@ -79,18 +79,6 @@ def _resolve(hooked: Mapping[str, Any], calls: Mapping[str, list[Any]], ids: Map
             owner.setdefault(ids[name], ids[name] if ids[name] not in reads else name)
             reads[name] = owner[ids[name]]
     return reads, notes
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block the module is in evaluation mode; afterwards every submodule is in the mode it had."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _arguments(example: Any, place: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Refused, UsageError
+from ..modes import evaluating
 from ..progress import track
 from .batches import Batch, collate, encode, windows
 
@@ -75,7 +75,7 @@ def causal(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, context: i
     rows.sort(key=len, reverse=True)  # stable; rows of one length share a batch, so little is padded
     bits, tokens, vocabulary = 0.0, 0, 1
     place = _device(model)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for at in track(range(0, len(rows), batch_size), "evaluating"):
             batch = collate(rows[at : at + batch_size], tokenizer)
             logits = _call(model, batch, place)
@@ -141,7 +141,7 @@ def embed(
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     place = _device(model)
     parts: list[Tensor] = []
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for at in track(range(0, len(order), batch_size), "embedding"):
             batch = collate([rows[i] for i in order[at : at + batch_size]], tokenizer)
             hidden = _call(model, batch, place)
@@ -243,14 +243,3 @@ def _device(model: nn.Module) -> Any:
 def _call(model: nn.Module, batch: Batch, place: Any) -> Any:
     more = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}  # a cache only costs memory here
     return model(input_ids=batch.input_ids.to(place), attention_mask=batch.attention_mask.to(place), **more)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

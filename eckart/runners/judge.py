@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Refused, UsageError
+from ..modes import evaluating
 from ..stats.collect import unpack
 from ..stats.probes import Loss, auto_probe, embedding_of, task_loss
 
@@ -103,13 +103,3 @@ def _predicted(ids: Tensor | None, mask: Tensor | None) -> float:
     return float(ids[:, 1:].numel() if mask is None else (mask[:, 1:] != 0).sum())
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode within the block, every module as it was afterwards."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode

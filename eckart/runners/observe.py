@@ -8,9 +8,9 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..axes.protocols import Site
-from ..catalogue.trace import evaluating
 from ..errors import Refused
 from ..measures.base import Observer, OfText, Record, TextView
+from ..modes import evaluating
 from ..progress import track
 
 if TYPE_CHECKING:

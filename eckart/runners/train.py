@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from ..axes.protocols import Bundle, Cost, Parts
 from ..errors import Refused, UsageError
+from ..modes import evaluating, frozen
 from ..nn import LowRankLinear
 from ..nn.ordered import OrderedLinear, SoftCutLinear
 from ..nn.surgery import low_rank_layers, put, shared_groups
 from ..progress import track
 from ..seeds import generator
 from .jobs import Context
-from .judge import Judge, evaluating
+from .judge import Judge
 
 if TYPE_CHECKING:
     from ..axes.recipe import Recipe
@@ -77,26 +78,19 @@ def train(
         label: of the progress bar.
         clip: largest norm of a gradient, None for any.
     """
-    flags = [(p, p.requires_grad) for p in model.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=lr)
     warm = max(1, steps // 10)
-    try:
-        for p, _ in flags:
-            p.requires_grad_(False)
+    with frozen(model), evaluating(model), torch.inference_mode(False), torch.enable_grad():
         for p in parameters:
             p.requires_grad_(True)
-        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-            for step, index in track(enumerate(order_of(batches, steps, seed)), label, steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * min((step + 1) / warm, (steps - step) / max(1, steps - warm))
-                optimizer.zero_grad(set_to_none=True)
-                loss(step, index).backward()
-                if clip is not None:
-                    torch.nn.utils.clip_grad_norm_(parameters, clip)
-                optimizer.step()
-    finally:
-        for p, flag in flags:
-            p.requires_grad_(flag)
+        for step, index in track(enumerate(order_of(batches, steps, seed)), label, steps):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+            optimizer.zero_grad(set_to_none=True)
+            loss(step, index).backward()
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, clip)
+            optimizer.step()
 
 
 def learn_ordered(recipe: Recipe, bundles: Sequence[Bundle], context: Context, judge: Judge, seed: int) -> dict[str, Parts]:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..catalogue.trace import evaluating, storage_id
+from ..catalogue.trace import storage_id
 from ..errors import Refused
+from ..modes import evaluating
 from ..stats.record import Layout, Recorder
 from .known import Known, tensors_in
 from .watch import OUTSIDE, FusedAttention, Watch
@@ -116,7 +117,7 @@ def walk(
             module = model.get_submodule(name)
             handles.append(module.register_forward_pre_hook(trial.enter(number), with_kwargs=True, prepend=True))
             handles.append(module.register_forward_hook(trial.leave(number)))
-        handles += recorder.install(model) if recorder is not None else []
+        handles.extend(recorder.install(model) if recorder is not None else ())
         if recorder is not None and layout is not None:
             recorder.begin(layout)
         known = trial.watch.known

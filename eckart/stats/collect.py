@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..axes.protocols import Site, Stat
 from ..errors import Refused, UsageError
+from ..modes import evaluating, frozen
 from ..progress import track
 from .probes import Loss, auto_probe, embedding_of, random_projections, refuse_unless_finite, task_loss
 from .record import Layout, Part, Recorder, join
@@ -222,24 +223,15 @@ def _one_batch(model: nn.Module, recorder: Recorder, leaf: int, batch: Any, run:
 @contextlib.contextmanager
 def prepared(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     """Hooks on, evaluation mode, parameters frozen, gradients as needed; all as before afterwards, also after an exception."""
-    modes = [(m, m.training) for m in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    handles: list[Any] = []
     backward = any(s.stat.via == "backward" for s in recorder.slots)
-    try:
-        handles += recorder.install(model)
-        model.eval()
-        for p, _ in flags:
-            p.requires_grad_(False)
-        with torch.inference_mode(False), torch.set_grad_enabled(backward):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for p, flag in flags:
-            p.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode
+    with contextlib.ExitStack() as stack:
+        for handle in recorder.install(model):
+            stack.callback(handle.remove)
+        stack.enter_context(evaluating(model))
+        stack.enter_context(frozen(model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(backward))
+        yield
 
 
 Unpacked = tuple[tuple[Any, ...], dict[str, Any], Layout, Tensor | None, Tensor | None]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..axes.protocols import Site
 from ..errors import Refused, UsageError
+from ..modes import evaluating, frozen
 from ..progress import track
 from ..seeds import generator
 from .collect import unpack
@@ -195,17 +196,13 @@ def each_gradient(
     Raises:
         Refused: a site that the model lacks, a scalar that is not finite, or an input that the model writes over.
     """
-    modes = [(m, m.training) for m in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters()]
     hooks = _Hooks(sites, take)
     done = 0
     with contextlib.ExitStack() as stack:
-        stack.callback(_restore, modes, flags)
         for handle in hooks.install(model):
             stack.callback(handle.remove)
-        model.eval()
-        for p, _ in flags:
-            p.requires_grad_(False)
+        stack.enter_context(evaluating(model))
+        stack.enter_context(frozen(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for sample in track(chosen, "gradients"):
@@ -226,13 +223,6 @@ def _one(model: nn.Module, hooks: _Hooks, sample: Sample, scalars: Scalars, hidd
             hooks.settle()
     hooks.calls, hooks.roots = {}, []
     return int(bool(named))
-
-
-def _restore(modes: Sequence[tuple[nn.Module, bool]], flags: Sequence[tuple[nn.Parameter, bool]]) -> None:
-    for p, flag in flags:
-        p.requires_grad_(flag)
-    for module, mode in modes:
-        module.training = mode
 
 
 def token_losses(output: Any, ids: Tensor) -> Tensor:

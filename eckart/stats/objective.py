@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Refused, UsageError
+from ..modes import evaluating
 from .collect import unpack
 from .probes import task_loss
 
@@ -129,15 +130,8 @@ class Objective:
         """Evaluation mode, and attention by plain products: fused kernels have no second derivative."""
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        modes = [(m, m.training) for m in self.model.modules() if m.training]
-        for module, _ in modes:
-            module.training = False
-        try:
-            with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH):
-                yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with evaluating(self.model), torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH):
+            yield
 
 
 def arguments(model: nn.Module, batch: Any) -> Any:

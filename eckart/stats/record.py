@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,25 +120,23 @@ class Recorder:
         """Forget the last batch."""
         self.layout, self.parts, self.roots, self.calls = layout, {}, [], {}
 
-    def install(self, model: nn.Module) -> list[Any]:
-        """Hook the modules; returns the handles."""
-        handles: list[Any] = []
+    def install(self, model: nn.Module) -> Iterator[Any]:
+        """Hook one module after the other; yields the handle of each before the next, which the model may lack."""
         backward: dict[str, list[Slot]] = {}
         for slot in self.slots:
             if slot.stat.kind in WATCHED:
-                handles.append(watch(model, slot, self))
+                yield watch(model, slot, self)
                 continue
             module = _module(model, slot)
             if slot.stat.via == "backward":
                 backward.setdefault(slot.site.name, []).append(slot)
             elif slot.stat.at == "in":
-                handles.append(module.register_forward_pre_hook(self._input_hook(slot), with_kwargs=True))
+                yield module.register_forward_pre_hook(self._input_hook(slot), with_kwargs=True)
             else:
-                handles.append(module.register_forward_hook(self._output_hook(slot)))
+                yield module.register_forward_hook(self._output_hook(slot))
         for name, slots in backward.items():
             keep = any(s.stat.kind == "fisher" for s in slots)
-            handles.append(_module(model, slots[0]).register_forward_hook(self._graph_hook(name, slots, keep), with_kwargs=True))
-        return handles
+            yield _module(model, slots[0]).register_forward_hook(self._graph_hook(name, slots, keep), with_kwargs=True)
 
     def settle(self) -> None:
         """After a backward: sum what had to wait for all calls of a module."""

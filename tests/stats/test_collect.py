@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -382,6 +383,16 @@ def test_needs_that_cannot_be_measured(stat, message, padded):
     model = make("llama")
     with pytest.raises(UsageError, match=message):
         collect(model, padded, {stat}, linears(model))
+
+
+@pytest.mark.parametrize("stat", [IN, GRAD])
+def test_a_site_that_is_missing_leaves_no_hook_on_the_others(padded, stat):
+    model = make("llama")
+    sites = linears(model)
+    wrong = replace(sites[-1], name="zz.absent", reads="zz.absent")
+    with pytest.raises(Refused, match="no such module"):
+        collect(model, padded, {stat}, [*sites, wrong])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_refusals(padded):
