@@ -54,7 +54,7 @@ def _solve(options: dict[str, list[Option]], costs: Costs, limit: int) -> Ranks:
         import numpy as np
         from scipy.optimize import Bounds, LinearConstraint, milp  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:
-        raise UsageError("allocate.integer_program needs scipy: pip install scipy. Or choose allocate.water_fill.") from error
+        raise UsageError("allocate.integer_program needs scipy: pip install 'eckart[match]'. Or choose allocate.water_fill.") from error
     flat = [(n, option) for n, found in options.items() for option in found]
     largest = max((o[2] for _, o in flat), default=0.0) or 1.0
     loss = np.array([o[2] / largest for _, o in flat])

@@ -259,10 +259,9 @@ def aligned(ups: Tensor, downs: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
     """
     import torch
 
-    try:
-        from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportMissingTypeStubs]
-    except ImportError as error:
-        raise UsageError("form.align needs scipy: pip install scipy. Or leave it off: --set form.align=false.") from error
+    from ..spectra.matching import assignment
+
+    best = assignment()
 
     def units(i: int) -> Tensor:
         gate, up = ups[i].chunk(2)
@@ -271,8 +270,7 @@ def aligned(ups: Tensor, downs: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
     lead = units(int(weight.argmax()))
     first, last = [], []
     for i in range(len(ups)):
-        _, order = linear_sum_assignment(-(lead @ units(i).T).numpy())
-        chosen = torch.as_tensor(order)
+        chosen = best(lead @ units(i).T)
         first.append(torch.cat([part[chosen] for part in ups[i].chunk(2)]))
         last.append(downs[i][:, chosen])
     return torch.stack(first), torch.stack(last)

@@ -14,7 +14,7 @@ from .. import __version__
 app = App(
     name="eckart",
     version=__version__,
-    help="Read and shrink neural networks through the singular values of their weights.",
+    help="Read, shrink and tune neural networks through the singular values of their weights.",
     help_format="plaintext",
 )
 app.register_install_completion_command(help="Install completion for your shell.")

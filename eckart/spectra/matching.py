@@ -69,7 +69,7 @@ def match(a: Mapping[str, Tensor], b: Mapping[str, Tensor], groups: Groups, *, s
         >>> found.tensors["v"].tolist(), found.distance[1]
         ([[3.0, 4.0]], 0.0)
     """
-    assign = _solver()
+    assign = assignment()
     _check(a, b, groups)
     now = dict(b)
     labels = {name: _labels(members) for name, members in groups.items()}
@@ -182,10 +182,10 @@ def _check(a: Mapping[str, Tensor], b: Mapping[str, Tensor], groups: Groups) -> 
                 raise Refused(f"weight matching: {name} holds NaN or Inf.")
 
 
-def _solver() -> Callable[[Tensor], Tensor]:
+def assignment() -> Callable[[Tensor], Tensor]:
     """(n, n) gains -> (n,) the column of each row, of largest sum."""
     try:
         from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:
-        raise UsageError("weight matching solves assignment problems with scipy, which is not installed: pip install scipy") from error
+        raise UsageError("assignment problems are solved by scipy, which is not installed: pip install 'eckart[match]'.") from error
     return lambda gains: torch.from_numpy(linear_sum_assignment(gains.numpy(), maximize=True)[1]).long()
