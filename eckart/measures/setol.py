@@ -1,4 +1,4 @@
-"""SETOL's trace-log (ERG) condition: does the power-law tail start where the leading eigenvalues have product one?"""
+"""SETOL's trace-log (ERG) condition: how far the start of the power-law tail is from where the leading eigenvalues have product one."""
 
 from torch import Tensor
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..axes.protocols import Site
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GAUSSIAN = 0.5 * math.erfc(1 / math.sqrt(2))  # 0.1587: of any normal distribution
-ROWS = 2048  # of a weight, in float64 at once
+BYTES = 4 << 20  # of a weight, in float64 at once
 
 
 def zd(view: CheckpointView) -> Iterable[Record]:
@@ -29,56 +30,96 @@ def zd(view: CheckpointView) -> Iterable[Record]:
     from ..progress import track
 
     blocks: dict[int, list[Site]] = {}
+    known: dict[str, Moments | str] = {}
     linears = [s for s in view.sites if s.kind == "linear"]
     if not linears:
         yield MEASURE.missing("", "the run holds no linear layer")
     for site in track(linears, "z-scores"):
-        yield _record(view, site.name, [site])
+        found = _alone(view, site)
+        known[site.name] = found if isinstance(found, str) else found[0]
+        yield MEASURE.missing(site.name, found) if isinstance(found, str) else _record(site.name, found[0], found[1], "matrix")
         if site.block >= 0:
             blocks.setdefault(site.block, []).append(site)
-    for block, members in blocks.items():
-        yield _record(view, view.catalogue.blocks[block], members)
+    for block, members in track(blocks.items(), "z-scores of blocks"):
+        yield _of_block(view, view.catalogue.blocks[block], members, known)
 
 
-def _record(view: CheckpointView, name: str, sites: Sequence[Site]) -> Record:
+@dataclass(frozen=True)
+class Moments:
+    """Of some numbers: how many, their mean, the sum of squared distances from it, and the largest magnitude."""
+
+    count: int = 0
+    mean: float = 0.0
+    scatter: float = 0.0
+    size: float = 0.0
+
+    def joined(self, other: Moments) -> Moments:
+        """Of both together (Chan et al. 1979): a large mean costs no digits."""
+        count = self.count + other.count
+        step = other.mean - self.mean
+        scatter = self.scatter + other.scatter + step * step * self.count * other.count / max(1, count)
+        return Moments(count, self.mean + step * other.count / max(1, count), scatter, max(self.size, other.size))
+
+    @property
+    def edge(self) -> float | None:
+        """One standard deviation above the mean; None where the numbers are all the same."""
+        deviation = math.sqrt(self.scatter / self.count) if self.count else 0.0
+        return None if deviation <= 1e-12 * self.size else self.mean + deviation
+
+
+def _alone(view: CheckpointView, site: Site) -> tuple[Moments, int] | str:
+    """Moments of a weight and how many of its values lie above its edge, or why there are none."""
     try:
-        found = _share(view, sites)
+        weight = _read(view, site)
     except Refused as error:  # of this weight; the others go on
-        return MEASURE.missing(name, str(error))
-    many = name != sites[0].name
-    whole = sum(s.block == sites[0].block and s.kind == "linear" for s in view.catalogue.sites)
-    note = f"{len(sites)} of the {whole} linear layers of the block" if many and len(sites) < whole else ""
-    settings = {"scope": "block" if many else "matrix"}
-    return (
-        MEASURE.missing(name, "every weight is the same")
-        if found is None
-        else MEASURE.record(name, Found(found, note=note, settings=settings))
-    )
+        return str(error)
+    found = Moments()
+    for part in _parts(weight):
+        low, high = (float(v) for v in part.aminmax())
+        mean = float(part.mean())
+        found = found.joined(Moments(part.numel(), mean, float(part.sub_(mean).square_().sum()), max(-low, high)))
+    return found, _above(weight, found.edge)
 
 
-def _share(view: CheckpointView, sites: Sequence[Site]) -> float | None:
-    count, mean, scatter, size = 0, 0.0, 0.0, 0.0
+def _of_block(view: CheckpointView, name: str, sites: list[Site], known: dict[str, Moments | str]) -> Record:
+    together = Moments()
     for site in sites:
-        for part in _parts(view, site):  # Chan: means and scatters of the parts are joined, so a large mean costs no digits
-            own = float(part.mean())
-            step, n = own - mean, part.numel()
-            scatter += float((part - own).square().sum()) + step * step * count * n / (count + n)
-            mean += step * n / (count + n)
-            count += n
-            size = max(size, float(part.abs().max()))
-    deviation = math.sqrt(scatter / count) if count else 0.0
-    if deviation <= 1e-12 * size:
-        return None
-    return sum(int((part > mean + deviation).sum()) for site in sites for part in _parts(view, site)) / count
+        found = known[site.name]
+        if isinstance(found, str):
+            return MEASURE.missing(name, found)
+        together = together.joined(found)
+    whole = sum(s.block == sites[0].block and s.kind == "linear" for s in view.catalogue.sites)
+    note = f"{len(sites)} of the {whole} linear layers of the block" if len(sites) < whole else ""
+    count = sum(_above(_read(view, site), together.edge) for site in sites) if together.edge is not None else 0
+    return _record(name, together, count, "block", note)
 
 
-def _parts(view: CheckpointView, site: Site) -> Iterable[Tensor]:
+def _record(name: str, moments: Moments, above: int, scope: str, note: str = "") -> Record:
+    if moments.edge is None:
+        return MEASURE.missing(name, "every weight is the same")
+    return MEASURE.record(name, Found(above / moments.count, note=note, settings={"scope": scope}))
+
+
+def _above(weight: Tensor, edge: float | None) -> int:
+    return 0 if edge is None else sum(int((part > edge).sum()) for part in _parts(weight))
+
+
+def _read(view: CheckpointView, site: Site) -> Tensor:
     import torch
 
     weight = view.read(site)
-    if not weight.is_floating_point() or not bool(torch.isfinite(weight).all()):
+    weight = weight.float() if weight.is_floating_point() and weight.dtype.itemsize == 1 else weight
+    if not weight.is_floating_point() or not bool(torch.isfinite(torch.stack(torch.aminmax(weight))).all()):
         raise Refused(f"{site.name}: the weight is not of finite real numbers")
-    return (part.to(torch.float64) for part in weight.cpu().split(ROWS) if part.numel())
+    return weight
+
+
+def _parts(weight: Tensor) -> Iterator[Tensor]:
+    """Copies of some rows at a time in float64: they may be changed, a weight that is float64 already must not be."""
+    import torch
+
+    rows = max(1, BYTES // (8 * max(1, weight.shape[1])))
+    return (torch.empty(part.shape, dtype=torch.float64).copy_(part) for part in weight.cpu().split(rows))
 
 
 MEASURE = OfCheckpoint(

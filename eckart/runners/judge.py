@@ -101,5 +101,3 @@ class Judge:
 def _predicted(ids: Tensor | None, mask: Tensor | None) -> float:
     assert ids is not None
     return float(ids[:, 1:].numel() if mask is None else (mask[:, 1:] != 0).sum())
-
-

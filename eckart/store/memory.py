@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class Memory:
-    """A reader over named tensors, for models that were never a folder. Tensors that share their storage are there once, under the first name.
+    """A reader over named tensors, for models that were never a folder. Tensors that share their storage are listed once, under the first name,
+    and can be read under each.
 
     Args:
         tensors: {name: tensor}; not copied, and not to be changed while this is in use.
@@ -35,16 +36,18 @@ class Memory:
         self.config = dict(config or {})
         self.id = id
         self._tensors: dict[str, Tensor] = {}
-        seen: set[tuple[int, int, tuple[int, ...]]] = set()
+        self._alias: dict[str, str] = {}
+        first: dict[tuple[Any, ...], str] = {}
         for name, tensor in tensors.items():
-            place = (tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tuple(int(n) for n in tensor.shape))
-            if tensor.numel() and place in seen:
+            place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            if tensor.numel() and place in first:
+                self._alias[name] = first[place]
                 continue
-            seen.add(place)
+            first[place] = name
             self._tensors[name] = tensor.detach()
 
     def keys(self) -> tuple[str, ...]:
-        """Names, sorted."""
+        """Names, sorted; of a tied tensor the first one."""
         return tuple(sorted(self._tensors))
 
     def __contains__(self, name: object) -> bool:
@@ -74,6 +77,7 @@ class Memory:
 
     def read(self, name: str) -> Tensor:
         """The tensor itself, not a copy."""
+        name = self._alias.get(name, name)
         if name not in self._tensors:
             raise Refused(f"{self.id}: there is no tensor {name!r}.{did_you_mean(name, self._tensors)}")
         return self._tensors[name]

@@ -132,9 +132,10 @@ def _view(host: Host, site: Site) -> WeightView | str:
     weight = host.read(site)
     if not weight.is_floating_point():
         return f"stored as {str(weight.dtype).removeprefix('torch.')}, not as real numbers"
-    bad = int((~torch.isfinite(weight)).sum())
-    if bad:
-        return f"{bad} of {weight.numel()} values are NaN or Inf"
+    weight = weight.float() if weight.dtype.itemsize == 1 else weight
+    ends = torch.stack(torch.aminmax(weight))  # one pass, no mask: a NaN anywhere is at both ends
+    if not bool(torch.isfinite(ends).all()):
+        return f"{int((~torch.isfinite(weight)).sum())} of {weight.numel()} values are NaN or Inf"
     return WeightView(site, lambda _: weight)
 
 

@@ -247,12 +247,12 @@ def test_equal_models_have_no_barrier():
 def test_without_scipy_the_path_is_measured_and_the_rest_says_why(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     a, b = mlp(0), mlp(1)
-    with pytest.raises(UsageError, match="pip install scipy"):
+    with pytest.raises(UsageError, match=r"pip install 'eckart\[match\]'"):
         match(dict(a.named_parameters()), dict(b.named_parameters()), candidates(a, from_model(a), {}))
     record = next(iter(MEASURE.compute(view(a, b, points()))))
     assert record.valid
     assert record.value["barrier_matched"] == record.value["barrier"]
-    assert "pip install scipy" in record.note
+    assert "pip install 'eckart[match]'" in record.note
 
 
 def test_tensors_that_do_not_fit_a_group_are_refused():

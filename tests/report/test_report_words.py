@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from eckart.report import markup, svg, words
 
 
-@pytest.mark.parametrize("name", ["schema", "markup", "words", "svg", "html", "card"])
+@pytest.mark.parametrize("name", ["check", "links", "markup", "words", "svg", "html", "card"])
 def test_examples_in_docstrings(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"eckart.report.{name}"))
     assert found.attempted > 0

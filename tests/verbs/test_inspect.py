@@ -132,9 +132,10 @@ def test_pairs_are_matched_by_name_and_shape() -> None:
     )
     with torch.no_grad():
         other["d"].weight[0, 0] = float("inf")
+        distance = float((base["a"].weight - other["a"].weight).norm())
     made = ek.inspect(base, other, measures=["spectrum", gap])
     found = by_key(made)
-    assert found["a", "gap"].value == pytest.approx(float((base["a"].weight - other["a"].weight).norm()))
+    assert found["a", "gap"].value == pytest.approx(distance)
     assert found["b", "gap"].note == "its shape is 3 x 4, in ModuleDict 3 x 5"
     assert found["c", "gap"].note == "ModuleDict has no matrix of this name"
     assert found["d", "gap"].note == "in ModuleDict: 1 of 12 values are NaN or Inf"
