@@ -87,11 +87,9 @@ class Host(ABC):
 class FolderHost(Host):
     """A checkpoint on disk. The live model is loaded when statistics or an evaluation want it."""
 
-    reader: Reader
-
     def __init__(self, path: str | Path, tokenizer: Any = None, device: str | None = None) -> None:
-        self.reader = Reader(path)
-        self.path = Path(self.reader.path)
+        self.reader = self._reader = Reader(path)
+        self.path = Path(self._reader.path)
         self.name = self.path.name if Path(path).exists() else str(path)
         self._tokenizer = tokenizer
         self._device = device
@@ -140,10 +138,10 @@ class FolderHost(Host):
         from ..runners.walk import Unwalkable
 
         try:
-            model = unloaded(str(self.path), self.reader)
+            model = unloaded(str(self.path), self._reader)
         except Refused as error:
             raise Unwalkable(str(error)) from error
-        return Weights(model, self.reader, self._device, file_names(model, self.reader.keys()))
+        return Weights(model, self._reader, self._device, file_names(model, self._reader.keys()))
 
     def tokenizer(self) -> Any:
         if self._tokenizer is None:
@@ -153,7 +151,7 @@ class FolderHost(Host):
         return self._tokenizer
 
     def side_files(self) -> dict[str, bytes | Path]:
-        return dict(self.reader.carry())
+        return dict(self._reader.carry())
 
 
 class ModuleHost(Host):
