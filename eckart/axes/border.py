@@ -86,8 +86,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     out: dict[str, Any] = {k: getattr(recipe, k) for k in PLAIN if getattr(recipe, k)}
     out |= {axis: _dump(value) for axis, value in recipe.axes().items()}
     out |= {axis: None for axis in AXES if getattr(recipe, axis) is None and getattr(_PLAIN, axis) is not None}
-    if recipe.budget.kind:
-        out["budget"] = {recipe.budget.kind: recipe.budget.value}
+    out["budget"] = {recipe.budget.kind: recipe.budget.value} if recipe.budget.kind else {}  # left out it would mean the default
     if recipe.roles:
         out["roles"] = {part: role.kind for part, role in recipe.roles.items()}
     if recipe.train:
