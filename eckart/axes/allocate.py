@@ -13,6 +13,7 @@ from typing import ClassVar
 from .budgets import Allocation, Costs, Curves, Ranks, bisect_level, bounded, one_rank, tails_of, total_budget
 from .budgets import hull as hull
 from .integer import IntegerProgram as IntegerProgram
+from .kron import Elbow as Elbow
 from .learned import TrainedCut as TrainedCut
 from .protocols import Budget, Decides
 from .shares import InverseLog as InverseLog

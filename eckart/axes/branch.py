@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..nn.action import Action
     from ..nn.branch import Branch as Module
+    from ..nn.branch import LowRank
 
 Balance = Literal["even", "values", "left", "right", "none"]
 Scale = Literal["one", "alpha", "alpha/r", "alpha/r0", "alpha/sqrt(r)"]
@@ -30,10 +31,14 @@ class Material:
     Args:
         kept: those that the filter kept.
         rest: the others that were computed.
+        source: what the recipe's source gives, for forms that take it whole.
+        weight: W (out, in), for these forms.
     """
 
     kept: Parts | None = None
     rest: Parts | None = None
+    source: Tensor | None = None
+    weight: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -178,18 +183,22 @@ class Branch(Choice):
             dropout: of the input.
             bias: whether the layer has one.
         """
-        from ..nn.branch import LowRank
-
         full = min(action.out, action.into)
         width = self.width(rank, full)
         train = self.trained(roles)
         with_bias = self.bias and bias
-        return LowRank(
+        return self.built(
             action, width, self.core.module() if self.core else None,
             trained=train if with_bias else [t for t in train if t != "bias"],
             scale=self.scaling(width, asked, alpha), minus=self.minus, policy=self.base,
             kept=rank if self.stores_kept(roles) else 0, bias=with_bias, dropout=dropout,
         )  # fmt: skip
+
+    def built(self, *args: Any, **how: Any) -> LowRank:
+        """What runs it; arguments as of `LowRank`."""
+        from ..nn.branch import LowRank
+
+        return LowRank(*args, **how)
 
     def begin(self, made: Material, empty: Module, draw: Draw) -> dict[str, Tensor]:
         """Initial values of the tensors of an empty branch."""

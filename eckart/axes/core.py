@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ..errors import UsageError
 from .base import Choice
 from .draw import Draw
 
@@ -142,6 +143,12 @@ class Block(Core):
     inner: int = 8
     positive: Literal["none", "diagonal", "all"] = "diagonal"
 
+    def __post_init__(self) -> None:
+        if not 0 < self.lead <= 1 or self.inner < 1:
+            raise UsageError(
+                f"core.block: expected a share in (0, 1] and an inner width of at least 1, found {self.lead:g} and {self.inner}."
+            )
+
     def module(self) -> cores.Core:
         from ..nn import cores
 
@@ -155,6 +162,6 @@ class Block(Core):
             "core_gain": torch.ones(shapes["core_gain"]),
             "core_shift": torch.zeros(shapes["core_shift"]),
             "core_values": values,
-            "core_x": draw("core_x", "kaiming:20", shapes["core_x"]),
+            "core_x": draw("core_x", "kaiming:4.47213595", shapes["core_x"]),  # a = sqrt(20), as released
             "core_y": torch.zeros(shapes["core_y"]),
         }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .base import Choice
 from .protocols import Parts
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..linalg.psd import Weight
 
 
@@ -62,3 +64,94 @@ class Ordered(SVD):
             raise UsageError(
                 f"factor.ordered: expected at least one step and no negative weight, found {self.steps}, {self.lr:g} and {self.lasso:g}."
             )
+
+
+def _refuse_metric(kind: str, sides: tuple[Weight | None, Weight | None]) -> None:
+    from ..errors import UsageError
+
+    if sides != (None, None):
+        raise UsageError(
+            f"factor.{kind}: takes the matrix as it is, and the metric is none of identity. Set metric.kind=identity, or factor.kind=svd."
+        )
+
+
+@dataclass(frozen=True)
+class LDU(Choice):
+    """W = L diag(d) U with row pivots, for branches. Triples come in the order of elimination, not of size, and their first few are no
+    approximation."""
+
+    kind: ClassVar[str] = "ldu"
+    axis: ClassVar[str] = "factor"
+    takes: ClassVar[frozenset[str]] = frozenset({"branch"})
+    gives: ClassVar[frozenset[str]] = frozenset({"triples"})
+
+    def triples(self, op: Tensor, sides: tuple[Weight | None, Weight | None], cap: int, algorithm: str, seed: int, name: str) -> Parts:
+        from ..linalg.ldu import ldu
+
+        _refuse_metric(self.kind, sides)
+        left, d, right = ldu(op, name)
+        return Parts(left[:, :cap], right[:cap], d[:cap].abs(), values=d[:cap])
+
+
+@dataclass(frozen=True)
+class Nystrom(Choice):
+    """Leading columns and rows of W with a matrix between them, for branches with a dense core. Not the best approximation, but free.
+
+    Args:
+        middle: "inverse" is the regularised pseudoinverse of the block where rows and columns cross, with which their product has these rows
+            and columns; "block" is that block itself.
+        ridge: of the pseudoinverse, as a share of the block's largest singular value.
+    """
+
+    kind: ClassVar[str] = "nystrom"
+    axis: ClassVar[str] = "factor"
+    takes: ClassVar[frozenset[str]] = frozenset({"branch"})
+    gives: ClassVar[frozenset[str]] = frozenset({"triples"})
+    nested: ClassVar[bool] = False
+    """The matrix in the middle at a rank is no part of that at a higher one."""
+
+    middle: Literal["inverse", "block"] = "inverse"
+    ridge: float = 0.0
+
+    def __post_init__(self) -> None:
+        from ..errors import UsageError
+
+        if not self.ridge >= 0:
+            raise UsageError(f"factor.nystrom: expected a ridge of at least 0, found {self.ridge:g}.")
+
+    def triples(self, op: Tensor, sides: tuple[Weight | None, Weight | None], cap: int, algorithm: str, seed: int, name: str) -> Parts:
+        import torch
+
+        from ..linalg.ldu import nystrom
+
+        _refuse_metric(self.kind, sides)
+        left, core, right = nystrom(op, cap, self.ridge, name)
+        if self.middle == "block":
+            core = right[:, :cap]
+        ones = torch.ones(cap, dtype=left.dtype, device=left.device)
+        return Parts(left, right, ones, values=ones, core=core)
+
+
+@dataclass(frozen=True)
+class Kronecker(Choice):
+    """W = sum of s_k A_k (x) B_k, for the form `kron`: the singular value decomposition of W's entries laid out as (A, B).
+
+    The optimum among sums of as many Kronecker products of these shapes; see `linalg.kronecker`.
+    """
+
+    kind: ClassVar[str] = "kronecker"
+    axis: ClassVar[str] = "factor"
+    takes: ClassVar[frozenset[str]] = frozenset({"kron"})
+    gives: ClassVar[frozenset[str]] = frozenset({"triples", "kronecker"})
+
+    def triples(self, op: Tensor, sides: tuple[Weight | None, Weight | None], cap: int, algorithm: str, seed: int, name: str) -> Parts:
+        from ..linalg import svd
+        from ..linalg.kronecker import laid_out
+        from ..linalg.weighted import TOL
+
+        _refuse_metric(self.kind, sides)
+        method: Any = algorithm
+        laid = laid_out(op)
+        found = svd(laid, min(cap, *laid.shape), method=method, tol=TOL, seed=seed, name=name)
+        facts = found.certificate.as_dict() if found.certificate is not None else {}
+        return Parts(found.U, found.Vh, found.S, facts, values=found.S)

@@ -7,14 +7,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .base import Choice
+from .bases import Gated as Gated
+from .bases import Householder as Householder
 from .branch import Branch as Branch
+from .kron import Kron as Kron
 from .merged import Merged as Merged
 from .pairs import Balance as Balance
 from .pairs import Layout, apply_site, base_of, dense_tensors, pair_outcome, pair_tables, pair_tensors, reread_site
 from .pairs import balance as balance
 from .protocols import Bundle, Cost, Edits, Outcome, Parts, Ranked
+from .rows import Rows as Rows
 from .shared import SharedBasis as SharedBasis
 from .smaller import Smaller as Smaller
+from .tucker import Tucker as Tucker
 
 if TYPE_CHECKING:
     from torch import Tensor

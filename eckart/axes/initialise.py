@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 class AdapterForm(Protocol):
-    """What a form must say to be an adapter. `form.Branch` is the one that nearly all are settings of."""
+    """What a form must say to be an adapter. `form.Branch` is the one that nearly all are settings of.
+
+    A form that is made of the source as a whole, not of triples, also has `uses_source = True`; one that holds no plain factors names in
+    `conflicts` ("penalty.orth") what would act on them in training.
+    """
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -98,6 +102,13 @@ def empty(recipe: Recipe, action: Action, rank: int, *, asked: int, alpha: float
         bias: whether the layer has a bias.
     """
     form: AdapterForm = recipe.form
+    acts = [f"{p.axis}.{p.kind}" for p in recipe.pieces()] + [f"roles.{r.kind}" for r in recipe.roles.values()]
+    bad = next((a for a in acts if a in getattr(form, "conflicts", ())), None)
+    if bad is not None:
+        raise UsageError(
+            f"{recipe.name}: {bad} works on the factors L and R of a branch, which form={recipe.form.kind} does not hold as such. "
+            "Leave it out, or use form=branch."
+        )
     branch = form.module(action, rank, recipe.roles, asked=asked, alpha=alpha, dropout=dropout, bias=bias)
     branch.recipe_name = recipe.name
     shapes = {k: tuple(v.shape) for k, v in branch.parts().items()}
@@ -135,13 +146,18 @@ def start(
     if form.uses_triples:
         full = min(site.shape)
         cap = full if form.uses_rest else recipe.filter.cap(rank, full)
-        parts = known if known is not None else factorise(recipe, site, read, stats, cap, seed=seed, algorithm=algorithm)
+        reuse = known is not None and getattr(recipe.factor, "nested", True)
+        parts = known if reuse and known is not None else factorise(recipe, site, read, stats, cap, seed=seed, algorithm=algorithm)
         assert parts.values is not None
         count = min(cap, len(parts.values))
         if len(parts.values) > count:
             parts = _leading(parts, count)
         made = Material(*recipe.filter.split(parts, rank))
         record["certificate"] = dict(parts.certificate)
+    elif getattr(form, "uses_source", False):
+        weight = read(site)
+        _refuse_unless_finite(weight, site.name, recipe)
+        made = Material(source=recipe.source.operator(Bundle(site.name, (site,)), read, stats), weight=weight)
     draw = drawing(seed, site.name)
     values = form.begin(made, branch, draw)
     for name, tensor in branch.parts().items():

@@ -112,3 +112,48 @@ class Orth(Penalty):
         gram = tensor.T @ tensor if part == "left" else tensor @ tensor.T
         square = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum()
         return square if self.norm == "fro2" else (square + self.smooth**2).sqrt() - self.smooth
+
+
+@dataclass(frozen=True)
+class Anchor(Penalty):
+    """Mean distance of the rows of a part from where they began; for branches that hold their beginning (`initial_` and the part's name).
+
+    Args:
+        weight: lambda.
+        parts: which.
+        reduce: over the matrices.
+        smooth: sqrt(x² + smooth²) - smooth instead of each distance x.
+    """
+
+    kind: ClassVar[str] = "anchor"
+
+    weight: float = 1e-5
+    parts: tuple[str, ...] = ("rows",)
+    reduce: Reduce = "sum"
+    smooth: float = 1e-6
+
+    def value(self, training: Training) -> Tensor:
+        found = [self._far(p, self._start(training, name, part)) for name, part, p in training.trained(*self.parts)]
+        return self._reduced(found) * self.strength(training)
+
+    def before_step(self, training: Training) -> None:
+        import torch
+
+        wanted = list(training.trained(*self.parts))
+        share = self.strength(training) / (len(wanted) if self.reduce == "mean" and wanted else 1)
+        for name, part, parameter in wanted if self.weight else ():
+            with torch.enable_grad():
+                alone = parameter.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(self._far(alone, self._start(training, name, part)), alone)
+            add_gradient(parameter, gradient * share)
+
+    def _far(self, rows: Tensor, start: Tensor) -> Tensor:
+        return (((rows - start).square().sum(-1) + self.smooth**2).sqrt() - self.smooth).mean()
+
+    def _start(self, training: Training, name: str, part: str) -> Tensor:
+        from ..errors import UsageError
+
+        found = training.layers[name].parts().get(f"initial_{part}")
+        if found is None:
+            raise UsageError(f"penalty.anchor: {name} does not hold where its {part} began; form=rows and branches with minus=initial do.")
+        return found

@@ -24,7 +24,8 @@ class Stat:
     """A statistic that must be measured. The planner takes the union over axes and sites; equal values are measured once.
 
     Args:
-        kind: "moments" (count, mean, Gram), "absmean" (mean |x| per channel), "fisher" (sum over outputs of squared weight gradients).
+        kind: "moments" (count, mean, Gram), "absmean" (mean |x| per channel), "fisher" (sum over outputs of squared weight gradients),
+            "gradient" (of the weight, m n numbers), "encoded" (last hidden states of phrases).
         at: where it is measured: the layer's input, its output, or its weight. Never the side that a metric acts on.
         via: what must run: "forward", or "backward" with a probe.
         inputs: activations of the original model, or propagated through what was already compressed.

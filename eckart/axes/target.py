@@ -59,6 +59,21 @@ class Linears(Choice):
 
 
 @dataclass(frozen=True)
+class Vocabulary(Choice):
+    """The table of a model's input tokens: of its embeddings the one with the most rows, tied to a head or not. Nothing else."""
+
+    kind: ClassVar[str] = "vocabulary"
+    axis: ClassVar[str] = "target"
+    gives: ClassVar[frozenset[str]] = frozenset({"sites"})
+
+    def sites(self, catalogue: Catalogue) -> tuple[Sequence[Site], Mapping[str, str]]:
+        tables = [s for s in catalogue.sites if s.kind == "embedding"]
+        chosen = sorted(tables, key=lambda s: -s.shape[1])[:1]
+        left = {s.name: "is no embedding" for s in catalogue.sites if s.kind == "linear"}
+        return chosen, left | {s.name: "has fewer rows than another table" for s in tables if s not in chosen}
+
+
+@dataclass(frozen=True)
 class Experts(Choice):
     """The stacked experts of mixture-of-experts layers, and their routers; nothing else.
 

@@ -88,7 +88,8 @@ def collect(
     - moments at "out" via backward: of the gradient of the probe with respect to the output, at each token;
     - fisher: per input channel, squared weight gradients summed over outputs; as mean over samples of each sample's own gradient, summed
       over its tokens first ("per_sample", exact), or as mean over batches of the gradient of the whole batch ("per_batch"). Token
-      weights do not enter.
+      weights do not enter;
+    - gradient: of the weight, m n numbers row by row, mean over samples of the gradient of each sample's summed loss.
 
     Parameters' `.grad` is not touched. Not measured: inputs that were propagated through what is already compressed.
 
@@ -212,12 +213,20 @@ def _one_batch(model: nn.Module, recorder: Recorder, leaf: int, batch: Any, run:
         else:
             scalars += [(name, s) for s in random_projections(embedding_of(output, mask), run["seed"], leaf, run["probes"])]
     for index, (name, scalar) in enumerate(scalars):
-        refuse_unless_finite(scalar.detach(), f"the probe {name}", leaf)
+        refuse_unless_finite(scalar.detach(), f"the probe {name}{_damage(model, scalar)}", leaf)
         if scalar.requires_grad:
             recorder.probe = name
             torch.autograd.grad(scalar, recorder.roots, retain_graph=index + 1 < len(scalars), allow_unused=True)
             recorder.settle()
     recorder.release()
+
+
+def _damage(model: nn.Module, scalar: Tensor) -> str:
+    """Which weight makes a scalar NaN or Inf, in brackets, where one does."""
+    if bool(torch.isfinite(scalar.detach()).all()):
+        return ""
+    bad = next((n for n, p in model.named_parameters() if p.is_floating_point() and not bool(torch.isfinite(p.detach()).all())), None)
+    return f" ({bad} holds NaN or Inf)" if bad else ""
 
 
 @contextlib.contextmanager

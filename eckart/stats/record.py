@@ -135,7 +135,7 @@ class Recorder:
             else:
                 yield module.register_forward_hook(self._output_hook(slot))
         for name, slots in backward.items():
-            keep = any(s.stat.kind == "fisher" for s in slots)
+            keep = any(s.stat.kind in ("fisher", "gradient") for s in slots)
             yield _module(model, slots[0]).register_forward_hook(self._graph_hook(name, slots, keep), with_kwargs=True)
 
     def settle(self) -> None:
@@ -185,6 +185,8 @@ class Recorder:
                 continue
             if slot.stat.kind == "moments":
                 self._measure(slot, grad, "output gradient")
+            elif slot.stat.kind == "gradient":
+                self._gradient(slot, *call.pair(grad, slot.site.name))
             elif len(self.calls[slot.site.name]) == 1:
                 self._fisher(slot, [call.pair(grad, slot.site.name)])
             else:
@@ -221,6 +223,14 @@ class Recorder:
                 total += _squared([(x[sample], g[sample]) for x, g in split])
         refuse_unless_finite(total, f"{name}: its weight gradient", self.layout.leaf)
         self.keep(slot, Sums(float(count), total))
+
+    def _gradient(self, slot: Slot, x: Tensor, grad: Tensor) -> None:
+        """The weight's gradient of the batch, row by row; calls of one module add up, and count their samples once."""
+        dtype = product_type(max(x.shape[-1], grad.shape[-1]))
+        x, grad = (v.detach().reshape(-1, v.shape[-1]) for v in ((x.cpu(), grad.cpu()) if grad.device.type == "mps" else (x, grad)))
+        total = (grad.to(dtype).T @ x.to(dtype)).to(torch.float64).reshape(-1).cpu()
+        refuse_unless_finite(total, f"{slot.site.name}: its weight gradient", self.layout.leaf)
+        self.keep(slot, Sums(0.0 if slot.key in self.parts else float(self.layout.samples), total))
 
     def keep(self, slot: Slot, part: Part) -> None:
         """Add to a slot's sum of this batch."""

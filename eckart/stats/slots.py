@@ -13,6 +13,7 @@ MEASURED: dict[str, tuple[tuple[str, str], ...]] = {
     "moments": (("in", "forward"), ("out", "forward"), ("out", "backward")),
     "absmean": (("in", "forward"), ("out", "forward")),
     "fisher": (("weight", "backward"),),
+    "gradient": (("weight", "backward"),),
     "frequency": (("in", "forward"),),
     "influence": (("block", "forward"),),
     "experts": (("block", "forward"),),
@@ -48,6 +49,8 @@ class Slot:
             return self.site.shape[0] * (self.site.shape[0] + 1)
         if self.stat.kind == "influence":
             return 1
+        if self.stat.kind == "gradient":
+            return self.site.shape[0] * self.site.shape[1]
         return self.site.shape[0] if self.stat.at == "out" else self.site.shape[1]
 
     @property

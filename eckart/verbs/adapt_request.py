@@ -48,6 +48,10 @@ def resolve(
     if base is not None:
         if base not in ("subtract", "mutate"):
             raise UsageError(f"base: expected 'subtract' or 'mutate', found {base!r}.")
+        if not hasattr(found.form, "base"):
+            raise UsageError(
+                f"base={base}: form={found.form.kind} takes nothing away from the weight, so there is no choice. Leave base out."
+            )
         found = found.with_(form=replace(found.form, base=base))
     return override(found, settings) if settings else found
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ...axes import Recipe
 from ...errors import UsageError
 from ...verbs.adapt_request import chosen, refuse_without_data, resolve
-from ...verbs.calibrate import Calibration, is_tensors, load_calibration, measure
+from ...verbs.calibrate import Calibration, is_tensors, load_calibration
+from ...verbs.encoded import measure_for_adapter
 from ...verbs.host import ModuleHost, is_causal
 from .register import register
 
@@ -149,4 +150,4 @@ def _measure(model: Any, inner: Any, recipe: Recipe, names: Any, how: Calibratio
     traced = [known[s.name] for s in wanted if s.name in known]
     quiet = model.disable_adapter() if hasattr(model, "disable_adapter") and inner is not model else contextlib.nullcontext()
     with quiet:
-        return measure(host, recipe.needs(), traced, how)
+        return measure_for_adapter(host, recipe.needs(), traced, how)

@@ -15,7 +15,8 @@ from ...progress import track
 from ...verbs.adapt import Design, NoStats, Parents, Place, branch_of, design, lay, start_of
 from ...verbs.adapt_request import chosen, refuse_without_data, resolve
 from ...verbs.adapter_folder import check_folder, write_folder
-from ...verbs.calibrate import Calibration, load_calibration, measure
+from ...verbs.calibrate import Calibration, load_calibration
+from ...verbs.encoded import measure_for_adapter
 from ...verbs.factor_cache import FactorCache, cacheable
 from ...verbs.host import FolderHost, is_causal
 from . import probe as probes
@@ -87,7 +88,7 @@ def initialise(
     wanted = chosen(found, sites, catalogue, names)
     if found.needs() and given is None:
         how = Calibration(texts, max_length, batch_size, seed, file=Path(stats) if isinstance(stats, str | Path) else None)
-        given = measure(host, found.needs(), [catalogue.get(s.name) for s in wanted], how)
+        given = measure_for_adapter(host, found.needs(), [catalogue.get(s.name) for s in wanted], how)
     view: Any = Parents(given) if given is not None else NoStats()
 
     def read(name: str) -> Tensor:

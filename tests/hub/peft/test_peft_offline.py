@@ -28,9 +28,12 @@ def folder(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
-@pytest.mark.parametrize("recipe", ["pissa", "soma", "osf", "kasa", "lora", "svfit"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["pissa", "soma", "osf", "kasa", "lora", "svfit", "clip_svd", "salt", "soka", "loldu", "nlora", "flora", "kind", "householder"],
+)
 def test_same_bytes_as_in_memory(kind, recipe, folder, tmp_path) -> None:
-    rank = None if recipe in ("osf", "svfit") else 3
+    rank = None if recipe in ("osf", "svfit", "clip_svd", "soka") else 3
     initialise(folder(kind), recipe, rank, out=tmp_path / "a", seed=5)
     ek.adapt(ek.load(folder(kind)), recipe, rank=rank, seed=5).save_pretrained(tmp_path / "b")
     files = [(tmp_path / n / "adapter_model.safetensors").read_bytes() for n in "ab"]
