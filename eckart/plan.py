@@ -215,7 +215,11 @@ def _job(recipe: Recipe, bundle: Bundle, cost: Cost, rank: int | None, exact: bo
     size = nbytes(bundle.sites[0].dtype, (1,))
     after = cost.at(most)
     sides = {stat.at for stat in (recipe.metric.needs if recipe.metric is not None else ()) if stat.kind == "moments"}
-    peak = peak_bytes(m, n, most or 1, method=method, itemsize=size, into="in" in sides, out="out" in sides) if state != "dense" else 0
+    sides -= {"in"} if bundle.sites[0].kind == "embedding" else set()  # its moments are the frequencies of rows
+    peak = 0
+    if state != "dense":
+        made = sum(8 * side**2 for side, there in ((n, "in" in sides), (m, "out" in sides)) if there)  # moments divided by their count
+        peak = made + peak_bytes(m, n, most or 1, method=method, itemsize=size, into="in" in sides, out="out" in sides)
     seconds = chosen.seconds if state == "factored" else 0.0
     tensors = tuple(k for s in bundle.sites for k in s.tensors)
     return Job(

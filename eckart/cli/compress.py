@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ def compress(
     dry_run: Annotated[Literal["plan", "spectra"] | None, Parameter(name="--dry-run")] = None, seed: int = 0, eval_text: Annotated[Path | None, Parameter(name="--eval")] = None,
     stats: Path | None = None,
     max_stats: int = 4 << 30, max_length: int | None = None, batch_size: int = 8, probes: int = 3, device: str | None = None, overwrite: Flag = False, workers: int = 1, threads: int | None = None,
-    engine: str = "local", max_memory: str | None = None,
+    engine: str = "local", max_memory: str | None = None, calibrate: Literal["auto", "whole", "blocks"] = "auto",
     as_json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Store a model's linear layers in fewer parameters.
@@ -64,7 +65,9 @@ def compress(
     engine:
         local, ray, ray:ADDRESS, or torchrun (when started by torchrun).
     max_memory:
-        Refuse a plan that takes more, for instance 2.5GiB.
+        Most memory beside Python and its libraries, for instance 2.5GiB; a plan that needs more is refused.
+    calibrate:
+        whole model in memory, one of its blocks at a time, or what fits into --max-memory. The sums are the same.
     """
     from ..axes.border import from_yaml
     from ..engine import engine_named
@@ -82,7 +85,7 @@ def compress(
     made = run(
         model, what, keep, calib=calib, out=out if dry_run is None else None, form=as_form, seed=seed, dry_run={"plan": True, None: False}.get(dry_run, "spectra"),
         settings=settings or (), stats=stats,
-        max_stats=max_stats, max_length=max_length, batch_size=batch_size, probes=probes, device=device, overwrite=overwrite, workers=workers, threads=threads, engine=runs, max_memory=max_memory,
+        max_stats=max_stats, max_length=max_length, batch_size=batch_size, probes=probes, device=device, overwrite=overwrite, workers=workers, threads=threads, engine=runs, max_memory=max_memory, calibrate=calibrate,
         command=command(),
         evaluate_on=eval_text,
     )  # fmt: skip
@@ -94,13 +97,14 @@ def compress(
     if not quiet:
         _plan_table(made.plan)
     sentences(made.report)
+    for note in made.report.get("notes", []):
+        if note["text"] not in made.report["warnings"]:
+            print(textwrap.fill(f"note: {note['text']}", 80, subsequent_indent="      "))
     if made.path is not None:
         print(f"model:  {made.path}\nreport: {made.path / 'report.html'}")
 
 
 def _plan_table(plan: Any) -> None:
-    import textwrap
-
     from ..runners.budget import words
 
     table = plain_table()

@@ -9,6 +9,7 @@ The sums are those of `stats.collect`: the same hooks, the same chunks, the same
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,10 +30,12 @@ from ..stats.slots import Slot, key_of, place_of, settle
 from .calls import Calls
 from .heap import return_freed_memory
 from .materialise import Weights
+from .shell import restored, shell
 from .spool import Spool
 from .walk import Unwalkable, Walk, walk
 
 STREAMS = ORIGINAL, PROPAGATED = "original", "propagated"
+INSIDE = "inside"  # the propagated hidden states between blocks that make one step
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +57,14 @@ class Chain:
 
 @dataclass
 class Step:
-    """Statistics of one block; valid until the next step is asked for.
+    """Statistics of one block, or of several that make one step; valid until the next step is asked for.
 
     Args:
-        block: its number, -1 for what lies outside of the blocks (the last step, if there is one).
+        block: its number, of several the last; -1 for what lies outside of the blocks (the last step, if there is one).
         sites: the sites of it that are measured.
         stats: their statistics; empty for a block that was skipped. Values that blocks share are in the step of each.
-        model: with propagated inputs a module that holds this block alone, with its weights, under its full name. What is changed in it
-            before the next step is what the following blocks see. None with original inputs.
+        model: with propagated inputs a module that holds these blocks alone, with their weights, under their full names. What is changed in
+            it before the next step is what the following blocks see. None with original inputs.
     """
 
     block: int
@@ -104,12 +107,13 @@ def sweep(
     memory: int = 1 << 30,
     folder: str | Path | None = None,
     skip: Collection[int] = (),
+    spans: Iterable[range] = (),
 ) -> Iterator[Step]:
     """Measure block after block. Forward statistics only.
 
     "original" statistics are those of `stats.collect`. For "propagated" ones each block is given what the blocks before it return as the
-    caller has left them: change `step.model` before asking for the next step. Within a block all sites see the inputs of the block as
-    it was. Where a run has both kinds, two streams of hidden states are kept.
+    caller has left them: change `step.model` before asking for the next step. Within a step all sites see the inputs of its blocks as
+    they were. Where a run has both kinds, two streams of hidden states are kept.
 
     Args:
         chain: the model.
@@ -120,9 +124,10 @@ def sweep(
         memory: bytes of activations kept in memory; the rest goes to files.
         folder: where the folder with these files is made; None is the system's temporary folder.
         skip: blocks whose statistics are not wanted. With propagated inputs they are still steps, so that they can be changed.
+        spans: neighbouring blocks that make one step, because their matrices are solved together; every other block is one by itself.
 
     Yields:
-        A step per block that has something to measure, in order, then one for the sites outside of the blocks.
+        A step per block or span that has something to measure, in order, then one for the sites outside of the blocks.
 
     Raises:
         UsageError: a backward statistic.
@@ -133,15 +138,31 @@ def sweep(
     given = list(batches)
     if not given:
         raise Refused("statistics: expected at least one calibration batch, found none.")
-    slots, run = run_of(chain.model, needs, sites, seed, probe, probes, loss, propagated=True)
+    slots, run, mark = _identity(chain.model, given, needs, sites, model_id, seed, probe, probes, loss)
     back = next((s for s in slots if s.stat.via != "forward"), None)
     if back is not None:
         raise UsageError(
             f"statistic {back.stat.kind!r} via {back.stat.via}: gradients run through the whole model. Use the whole-model runner."
         )
-    mark = fingerprint_of(model_id, data_digest(batch_digest(b) for b in given), run)
     with Spool(memory, folder) as spool:
-        yield from _Sweep(chain, given, needs, sites, slots, run, mark, spool, frozenset(skip)).steps()
+        yield from _Sweep(chain, given, needs, sites, slots, run, mark, spool, frozenset(skip), spans).steps()
+
+
+def fingerprint(
+    model: nn.Module, batches: Iterable[Any], needs: Iterable[Stat], sites: Collection[Site], *, model_id: str, seed: int = 0, probe: str = "auto",
+    probes: int = 1, loss: Any = None,
+) -> str:  # fmt: skip
+    """The fingerprint of the statistics of a `sweep` with the same arguments, without running anything; with original inputs that of
+    `stats.collect`."""
+    return _identity(model, list(batches), needs, sites, model_id, seed, probe, probes, loss)[2]
+
+
+def _identity(
+    model: nn.Module, given: Sequence[Any], needs: Iterable[Stat], sites: Collection[Site], model_id: str, seed: int, probe: str, probes: int, loss: Any
+) -> tuple[tuple[Slot, ...], dict[str, Any], str]:  # fmt: skip
+    slots, run = run_of(model, needs, sites, seed, probe, probes, loss, propagated=True)
+    mark = fingerprint_of(model_id, data_digest(batch_digest(b) for b in given), run)
+    return slots, run, mark + (" inputs=propagated" if any(s.stat.inputs == PROPAGATED for s in slots) else "")
 
 
 def collect(
@@ -182,13 +203,13 @@ class _Sweep:
 
     def __init__(
         self, chain: Chain, batches: list[Any], needs: Iterable[Stat], sites: Collection[Site], slots: Sequence[Slot],
-        run: Mapping[str, Any], mark: str, spool: Spool, skip: frozenset[int],
+        run: Mapping[str, Any], mark: str, spool: Spool, skip: frozenset[int], spans: Iterable[range],
     ) -> None:  # fmt: skip
-        self.chain, self.batches, self.sites, self.spool, self.run, self.skip = chain, batches, sites, spool, run, skip
-        self.mark = mark + (" inputs=propagated" if any(s.stat.inputs == PROPAGATED for s in slots) else "")
+        self.chain, self.batches, self.sites, self.spool, self.run, self.skip, self.mark = chain, batches, sites, spool, run, skip, mark
         self.calls = Calls(chain.model, chain.walk, spool, chain.device)
         self.keys = {s.name: _keys(needs, s, run["auto"]) for s in sites}
         self.blocks = len(chain.walk.blocks)
+        self.spans = all_spans(spans, self.blocks)
         self.slots: dict[int, list[Slot]] = {}
         for slot in slots:
             mine = measured_at(slot, [s for s in sites if slot.key in self.keys[s.name]], skip)
@@ -208,12 +229,14 @@ class _Sweep:
         last = max(self.ends.values())
         ticks = iter(track(range((last + 2) * len(self.batches)), "calibrating block by block"))
         self._before(ticks)
-        for number in range(min(last + 1, self.blocks)):
-            yield from self._block(number, ticks)
-            self.calls.forget(number)
+        for span in self.spans:
+            if span.start <= last:
+                yield from self._span(span, ticks)
+                for number in span:
+                    self.calls.forget(number)
         for stream in self.ends:
             self._after(stream, ticks)
-        yield from self._step(-1, None)
+        yield from self._step(range(-1, 0), None)
         for _ in ticks:  # let the bar end
             pass
 
@@ -231,34 +254,54 @@ class _Sweep:
                 next(ticks, None)
         self._finish(trees)
 
-    def _block(self, number: int, ticks: Iterator[int]) -> Iterator[Step]:
-        chain, name = self.chain, self.chain.walk.blocks[number]
-        end = self.ends.get(PROPAGATED, -1)
-        with chain.weights.loaded([*chain.weights.under(name), *chain.walk.inside[number]]):
-            if number <= self.ends.get(ORIGINAL, -1):
-                self._pass(number, ORIGINAL, measure=True, keep=number < self.ends[ORIGINAL], ticks=ticks)
-            if number <= end:
-                self._pass(number, PROPAGATED, measure=True, keep=False, ticks=ticks if ORIGINAL not in self.ends else None)
-                with _restored(chain.model.get_submodule(name)):
-                    yield from self._step(number, _shell(chain.model, name))
-                    if number < end:
-                        self._pass(number, PROPAGATED, measure=False, keep=True, ticks=None)
-        if number > end:
-            yield from self._step(number, None)
+    def _span(self, span: range, ticks: Iterator[int]) -> Iterator[Step]:
+        end = self.ends.get(PROPAGATED, -2)
+        if span.start > end:
+            for number in span:
+                with self._loaded(number):
+                    self._original(number, ticks)
+            yield from self._step(span, None)
+            return
+        modules = [self.chain.model.get_submodule(self.chain.walk.blocks[n]) for n in span]
+        with contextlib.ExitStack() as stack:
+            for number in span:
+                stack.enter_context(self._loaded(number))
+            for number in span:
+                self._original(number, ticks)
+                begins, ends = number == span.start, number + 1 == span.stop
+                self._pass(
+                    number, PROPAGATED, PROPAGATED if begins else INSIDE, None if ends else INSIDE, ticks if ORIGINAL not in self.ends else None
+                )  # fmt: skip
+            for leaf in range(len(self.batches)):
+                self.spool.drop((INSIDE, leaf))
+            with restored(modules):
+                yield from self._step(span, shell(self.chain.model, [self.chain.walk.blocks[n] for n in span]))
+                if span.stop <= end:
+                    for number in span:
+                        self._pass(number, None, PROPAGATED, PROPAGATED, None)
 
-    def _pass(self, number: int, stream: str, *, measure: bool, keep: bool, ticks: Iterator[int] | None) -> None:
-        """One block over all batches of a stream."""
-        mine = [s for s in self.slots.get(number, ()) if s.stat.inputs == stream and measure]
-        if not mine and not keep:
+    def _loaded(self, number: int) -> contextlib.AbstractContextManager[None]:
+        chain = self.chain
+        return chain.weights.loaded([*chain.weights.under(chain.walk.blocks[number]), *chain.walk.inside[number]])
+
+    def _original(self, number: int, ticks: Iterator[int]) -> None:
+        end = self.ends.get(ORIGINAL, -2)
+        if number <= end:
+            self._pass(number, ORIGINAL, ORIGINAL, ORIGINAL if number < end else None, ticks)
+
+    def _pass(self, number: int, measured: str | None, source: str, target: str | None, ticks: Iterator[int] | None) -> None:
+        """One block over all batches: hidden states from one stream, what the block makes of them into another."""
+        mine = [s for s in self.slots.get(number, ()) if s.stat.inputs == measured]
+        if not mine and target is None:
             return
         recorder = Recorder(mine)
         trees = _trees(recorder)
         with prepared(self.chain.model, recorder):
             for leaf in range(len(self.batches)):
                 self._begin(recorder, leaf)
-                hidden = self.calls.run(number, leaf, self.spool.get((stream, leaf)).to(self.chain.device))
-                if keep:
-                    self.spool.put((stream, leaf), hidden.detach().cpu().contiguous())
+                hidden = self.calls.run(number, leaf, self.spool.get((source, leaf)).to(self.chain.device))
+                if target is not None:
+                    self.spool.put((target, leaf), hidden.detach().cpu().contiguous())
                 del hidden
                 _add(trees, leaf, recorder)
                 if ticks is not None:
@@ -288,18 +331,32 @@ class _Sweep:
         for key in sorted(trees):
             self.values[key] = value_of(trees.pop(key).finish(len(self.batches)))
 
-    def _step(self, number: int, model: nn.Module | None) -> Iterator[Step]:
-        sites = tuple(s for s in self.sites if s.block == number)
-        keys = sorted({k for s in sites for k in self.keys[s.name]} & self.values.keys())
-        if not sites or (number in self.skip and model is None):
+    def _step(self, span: range, model: nn.Module | None) -> Iterator[Step]:
+        """The statistics of some blocks; those outside of all are block -1."""
+        sites = tuple(s for s in self.sites if s.block in span)
+        wanted = [s for s in sites if s.block not in self.skip]
+        if not (wanted or (sites and model is not None)):
             return
-        values = {} if number in self.skip else {k: self.values[k] for k in keys}
-        step = Step(number, sites, Stats(values, self.run["sites"], self.mark, self.run["auto"]), model)
-        later = {k for s in self.sites if number >= 0 and (s.block > number or s.block < 0) for k in self.keys[s.name]}
+        keys = sorted({k for s in wanted for k in self.keys[s.name]} & self.values.keys())
+        step = Step(span[-1], sites, Stats({k: self.values[k] for k in keys}, self.run["sites"], self.mark, self.run["auto"]), model)
+        later = {k for s in self.sites if span[-1] >= 0 and (s.block > span[-1] or s.block < 0) for k in self.keys[s.name]}
         self.values = {k: v for k, v in self.values.items() if k in later}
-        del values
         yield step
         step.stats = step.model = None  # whoever still holds the step must not hold the sums of the block
+
+
+def all_spans(spans: Iterable[range], blocks: int) -> list[range]:
+    """Every block in one range: the given ones, the others by themselves.
+
+    Example:
+        >>> all_spans([range(1, 3)], 4)
+        [range(0, 1), range(1, 3), range(3, 4)]
+    """
+    given = {s.start: s for s in spans if len(s)}
+    out: list[range] = []
+    while (start := out[-1].stop if out else 0) < blocks:
+        out.append(given.get(start, range(start, start + 1)))
+    return out
 
 
 def measured_at(slot: Slot, sites: Sequence[Site], skip: Collection[int] = ()) -> Slot:
@@ -325,31 +382,3 @@ def _add(trees: dict[str, Tree[Part]], leaf: int, recorder: Recorder) -> None:
     for key in trees:
         trees[key] = trees[key].add(leaf, recorder.parts.pop(key, None))
     recorder.release()
-
-
-class _restored:
-    """Afterwards every module below is again what it was, whatever was put in its place."""
-
-    def __init__(self, block: nn.Module) -> None:
-        self.children = [(parent, name, child) for parent in block.modules() for name, child in parent.named_children()]
-        self.biases = [(m, n) for m in block.modules() for n, p in vars(m)["_parameters"].items() if p is None]
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        for parent, name, child in self.children:
-            setattr(parent, name, child)
-        for module, name in self.biases:
-            setattr(module, name, None)
-
-
-def _shell(model: nn.Module, name: str) -> nn.Module:
-    """A module that holds one block of a model and nothing else, under its full name."""
-    out = parent = nn.Module()
-    *path, last = name.split(".")
-    for part in path:
-        child = nn.Module()
-        parent.add_module(part, child)
-        parent = child
-    parent.add_module(last, model.get_submodule(name))
-    return out

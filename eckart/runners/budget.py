@@ -14,6 +14,7 @@ from ..plan import Plan
 
 PROGRAM = 512 << 20  # bytes of Python, torch and transformers; 434 MiB were measured on a CPU
 FILES = 64 << 20  # bytes of buffers for reading, hashing and writing
+CACHE_BYTES = 2 << 30  # bases of wave one kept for the cut; beyond it a bundle is factorised again
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
@@ -62,6 +63,25 @@ def with_memory(plan: Plan, *, workers: int, cache: int, parts: Mapping[str, int
     return replace(plan, memory={k: v for k, v in found.items() if v} | {"disk": disk})
 
 
+def fitted(plan: Plan, *, workers: int, cache: int, parts: Mapping[str, int], disk: int, limit: int | None) -> Plan:
+    """`with_memory`, with bases only as far as a limit leaves room for them, the program counted.
+
+    Args:
+        plan, workers, cache, parts, disk: as for `with_memory`.
+        limit: bytes of memory, None for no limit.
+    """
+    full = with_memory(plan, workers=workers, cache=cache, parts=parts, disk=disk)
+    if limit is None or full.peak <= limit:
+        return full
+    room = max(0, limit - (full.peak - full.memory.get("bases", 0)))
+    return with_memory(plan, workers=workers, cache=min(cache, room), parts=parts, disk=disk)
+
+
+def beside_program(plan: Plan) -> int:
+    """Bytes of memory that a run takes beside Python and its libraries: what a limit is held against."""
+    return plan.peak - plan.memory.get("program", 0)
+
+
 def calibration_bytes(config: Mapping[str, Any], model: int, tokens: int, backward: bool) -> int:
     """An estimate of what the whole model takes while calibration text runs through it: weights, logits and activations.
 
@@ -79,21 +99,28 @@ def calibration_bytes(config: Mapping[str, Any], model: int, tokens: int, backwa
     return model + logits + per_layer * (layers if backward else 1)
 
 
-def refuse_beyond(plan: Plan, limit: int | None, out: Path | None) -> None:
-    """Refuse a plan that takes more memory than it may, or more disk than there is.
+def refuse_beyond(plan: Plan, limit: int | None, out: Path | None, why: str = "") -> None:
+    """Refuse a plan that takes more memory than it may beside the program, or more disk than there is.
+
+    Args:
+        plan: with its memory.
+        limit: bytes of memory.
+        out: what will be written.
+        why: a sentence on what keeps it from taking less.
 
     Raises:
         UsageError: naming what takes most, and what to change.
     """
-    if limit is not None and plan.peak > limit:
-        parts = sorted(((v, k) for k, v in plan.memory.items() if k != "disk"), reverse=True)
+    if limit is not None and beside_program(plan) > limit:
+        parts = sorted(((v, k) for k, v in plan.memory.items() if k not in ("disk", "program")), reverse=True)
         shown = ", ".join(f"{k} {words(v)}" for v, k in parts)
         remedy = {
             "jobs": "fewer --workers, or leave the largest layers out (target.skip)",
-            "model": "--calibrate blocks",
-            "statistics": "--calibrate blocks",
+            "calibration": "shorter or fewer texts at once (--max-length, --batch-size)",
         }.get(parts[0][1], "a larger limit")
-        raise UsageError(f"--max-memory: {words(limit)} is less than this run takes, {words(plan.peak)} ({shown}). Try {remedy}.")
+        raise UsageError(
+            f"--max-memory: {words(limit)} is less than this run takes beside the program, {words(beside_program(plan))} ({shown}).{why and ' '}{why} Try {remedy}."
+        )
     if out is not None:
         parent = next(p for p in (out.absolute().parent, *out.absolute().parents) if p.exists())
         free = shutil.disk_usage(parent).free

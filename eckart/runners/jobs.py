@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+HELD = 1 << 28  # bytes of statistics that another process keeps in memory; more are read from their file when a job wants them
+
+
 @dataclass(frozen=True)
 class Task:
     """What is to be done with one bundle; plain values.
@@ -148,4 +151,4 @@ def _reader(path: str) -> Reader:
 
 @lru_cache(maxsize=1)
 def _stats(path: str) -> Stats:
-    return Stats.load(path)
+    return Stats.load(path, max_bytes=HELD)

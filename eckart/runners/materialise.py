@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,25 +27,23 @@ class Weights:
         model: changed only while something is loaded.
         reader: the checkpoint; keys may have a first part more or less than the model's.
         device: where tensors go; None is the CPU.
-        names: for tensors of the model the keys of the file, where they are known; several are a stack that the file holds in parts.
+        names: for tensors of the model the keys of the file, where they are known; several are the parts of a stack in the order in which they
+            lie in it, as `hub.names.file_names` gives them.
 
     Raises:
-        Unwalkable: the checkpoint lacks a tensor of the model, or has it in another shape or in parts.
+        Unwalkable: the checkpoint lacks a tensor of the model, or has it in another shape.
     """
 
     def __init__(
         self, model: nn.Module, reader: Reader, device: torch.device | str | None = None, names: Mapping[str, Sequence[str]] | None = None
     ) -> None:
         self.model, self.reader, self.device = model, reader, torch.device(device or "cpu")
-        stacks = [name for name, keys in (names or {}).items() if len(keys) > 1]
-        if stacks:
-            raise Unwalkable(f"{stacks[0]}: the checkpoint stores it in {len((names or {})[stacks[0]])} parts.")
         self._places: dict[str, list[tuple[nn.Module, str]]] = {}
         self._meta: dict[str, Tensor] = {}
-        self._keys: dict[str, str] = {}
+        self._keys: dict[str, tuple[str, ...]] = {}
         self._twins: dict[str, str] = {}
         state = {k: t for k, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
-        found = file_keys(state, reader.keys()) | {name: keys[0] for name, keys in (names or {}).items()}
+        found = {name: (key,) for name, key in file_keys(state, reader.keys()).items()} | {n: tuple(k) for n, k in (names or {}).items()}
         first: dict[int, str] = {}
         for name, tensor in state.items():
             lead = first.setdefault(id(tensor), name)
@@ -61,9 +60,14 @@ class Weights:
         return sum(self._meta[n].numel() * self._meta[n].element_size() for n in {self._twins[n] for n in names})
 
     def widest(self, names: Iterable[str]) -> int:
-        """Bytes that reading takes beside, where a type is converted: of the largest tensor as it is stored."""
-        infos = [(self.reader.info(self._keys[n]), self._meta[n].dtype) for n in {self._twins[n] for n in names}]
-        return max((nbytes(i.dtype, i.shape) for i, dtype in infos if torch_dtype(i.dtype) != dtype), default=0)
+        """Bytes that reading takes beside, where a type is converted or a stack put together: of the largest tensor as it is stored."""
+        most = 0
+        for lead in {self._twins[n] for n in names}:
+            infos = [self.reader.info(k) for k in self._keys[lead]]
+            most = max(
+                [most, *(nbytes(i.dtype, i.shape) for i in infos if len(infos) > 1 or torch_dtype(i.dtype) != self._meta[lead].dtype)]
+            )
+        return most
 
     def under(self, path: str) -> list[str]:
         """Names of all tensors in a module; "" is the whole model."""
@@ -79,12 +83,21 @@ class Weights:
         leads = sorted({self._twins[n] for n in names})
         try:
             for lead in leads:
-                value = self.reader.read(self._keys[lead]).to(self.device, self._meta[lead].dtype)
+                value = self._read(lead)
                 self._put(lead, nn.Parameter(value, requires_grad=False) if isinstance(self._meta[lead], nn.Parameter) else value)
             yield
         finally:
             for lead in leads:
                 self._put(lead, self._meta[lead])
+
+    def _read(self, lead: str) -> Tensor:
+        keys, like = self._keys[lead], self._meta[lead]
+        if len(keys) == 1:
+            return self.reader.read(keys[0]).to(self.device, like.dtype)
+        out = torch.empty(like.shape, dtype=like.dtype, device=self.device)
+        for place, key in zip(out.view(-1).split(like.numel() // len(keys)), keys, strict=True):
+            place.copy_(self.reader.read(key).reshape(-1))
+        return out
 
     def _put(self, lead: str, value: Any) -> None:
         for module, local in self._places[lead]:
@@ -94,6 +107,10 @@ class Weights:
         for lead, tensor in self._meta.items():
             if lead not in self._keys:
                 raise Unwalkable(f"the checkpoint stores no tensor under the name {lead}, nor under one that it is tied to.")
-            shape = tuple(self.reader.info(self._keys[lead]).shape)
-            if shape != tuple(tensor.shape):
-                raise Unwalkable(f"{lead}: the checkpoint stores the shape {shape}, the model uses {tuple(tensor.shape)}.")
+            shapes = {tuple(self.reader.info(k).shape) for k in self._keys[lead]}
+            fits = shapes == {tuple(tensor.shape)}
+            if len(self._keys[lead]) > 1:  # equal parts that fill the stack
+                fits = len(shapes) == 1 and len(self._keys[lead]) * prod(*shapes) == tensor.numel()
+            if not fits:
+                found = " and ".join(map(str, sorted(shapes)))
+                raise Unwalkable(f"{lead}: the checkpoint stores the shape {found}, the model uses {tuple(tensor.shape)}.")

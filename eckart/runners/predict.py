@@ -13,7 +13,7 @@ from ..axes.protocols import Site, Stat
 from ..stats.collect import run_of, unpack
 from ..stats.record import Layout, Recorder
 from ..stats.slots import WATCHED, Slot
-from .blocks import Chain, measured_at, place_in
+from .blocks import PROPAGATED, Chain, all_spans, measured_at, place_in
 from .known import tensors_in
 from .walk import Sizes, Walk, walk
 
@@ -30,6 +30,7 @@ class Peak:
         statistics: sums, and what is made on the way to them.
         spooled: activations on disk; not part of the total.
         where: the block, or what is before or behind them.
+        step: what of it is held at most while the caller has a step; with propagated inputs without what the caller changes.
     """
 
     weights: int
@@ -37,6 +38,7 @@ class Peak:
     statistics: int
     spooled: int = 0
     where: str = ""
+    step: int = 0
 
     @property
     def total(self) -> int:
@@ -45,15 +47,16 @@ class Peak:
 
 
 def predict(
-    chain: Chain, batches: Iterable[Any], needs: Iterable[Stat], sites: Collection[Site], *, memory: int = 1 << 30, keep: int = 0
-) -> Peak:
+    chain: Chain, batches: Iterable[Any], needs: Iterable[Stat], sites: Collection[Site], *, memory: int = 1 << 30, keep: int = 0,
+    spans: Iterable[range] = (),
+) -> Peak:  # fmt: skip
     """The most memory that `blocks.sweep` takes. No tensor is read.
 
     Counted are weights, activations, sums with all nodes of their tree, and finished values. Not counted are Python with its libraries and
     whatever the caller does with a step.
 
     Args:
-        chain, batches, needs, sites, memory: as for `sweep`.
+        chain, batches, needs, sites, memory, spans: as for `sweep`.
         keep: bytes of finished values that are held while it runs: those of `blocks.collect`.
 
     Returns:
@@ -69,30 +72,39 @@ def predict(
     for slot in slots:
         mine = measured_at(slot, [s for s in sites if (s.reads or s.name) == slot.where or s.name == slot.where or s is slot.site])
         at.setdefault(place_in(chain.walk, mine), []).append(mine)
-    streams = max(1, len({s.stat.inputs for s in slots}))
+    last, end = max(at, default=-1), max((b for b, found in at.items() if any(s.stat.inputs == PROPAGATED for s in found)), default=-2)
+    parts = [s for s in all_spans(spans, len(chain.walk.blocks)) if s.start <= last]
+    streams = max(1, len({s.stat.inputs for s in slots})) + any(len(s) > 1 and s.start <= end for s in parts)
     wait, largest = _waiting(given, walked.sizes, streams)
     held = min(wait, memory)
     one = largest if wait > memory else 0
-    last = max(at, default=-1)
     peaks = [_before(chain, walked.sizes, at.get(-1, []), len(given), min(wait - largest, memory), keep)]
-    for number in range(min(last + 1, len(chain.walk.blocks))):
-        weights = [*chain.weights.under(chain.walk.blocks[number]), *chain.walk.inside[number]]
-        mine = at.get(number, [])
-        own = sum(s.nbytes for s in mine)
-        sums, adding, ending = sums_of([s.nbytes for s in mine], len(given))
-        loaded = chain.weights.nbytes(weights)
-        name = chain.walk.blocks[number]
-        output = walked.sizes.hidden[number + 1]
-        peaks += [
-            Peak(loaded + chain.weights.widest(weights), held, keep, where=name),
-            Peak(loaded, held + one + max(0, walked.sizes.inside[number] - own), sums + own + keep, where=name),
-            Peak(loaded, held + output, adding + keep, where=name),
-            Peak(loaded, held, ending + keep, where=name),
-        ]
+    step = 0
+    for span in parts:
+        names = {n: [*chain.weights.under(chain.walk.blocks[n]), *chain.walk.inside[n]] for n in span}
+        together = {k for found in names.values() for k in found} if span.start <= end else None
+        done = 0  # bytes of values that wait for the end of the step
+        for number in span:
+            weights = together or names[number]
+            mine = at.get(number, [])
+            own = sum(s.nbytes for s in mine)
+            sums, adding, ending = sums_of([s.nbytes for s in mine], len(given))
+            loaded, kept = chain.weights.nbytes(weights), keep + done
+            name, output = chain.walk.blocks[number], walked.sizes.hidden[number + 1]
+            peaks += [
+                Peak(loaded + chain.weights.widest(weights), held, kept, where=name),
+                Peak(loaded, held + one + max(0, walked.sizes.inside[number] - own), sums + own + kept, where=name),
+                Peak(loaded, held + output, adding + kept, where=name),
+                Peak(loaded, held, ending + kept, where=name),
+            ]
+            done += own
+        step = max(step, held + done + (chain.weights.nbytes(together) if together else 0))
     if last == len(chain.walk.blocks):
-        peaks += _behind(chain, walked.sizes, at[last], len(given), held + one, keep)
+        behind = at[last]
+        peaks += _behind(chain, walked.sizes, behind, len(given), held + one, keep)
+        step = max(step, held + sum(s.nbytes for s in behind))
     peak = max(peaks, key=lambda p: p.total)
-    return Peak(peak.weights, peak.activations + WORK, peak.statistics, wait - held, peak.where)
+    return Peak(peak.weights, peak.activations + WORK, peak.statistics, wait - held, peak.where, step)
 
 
 def predict_whole(chain: Chain, batches: Iterable[Any], needs: Iterable[Stat], sites: Collection[Site]) -> Peak:

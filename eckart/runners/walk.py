@@ -20,7 +20,7 @@ from ..errors import Refused
 from ..modes import evaluating
 from ..stats.record import Layout, Recorder
 from .known import Known, tensors_in
-from .watch import OUTSIDE, FusedAttention, Watch
+from .watch import OUTSIDE, FusedKernels, Watch
 
 AFTER = -2  # scope of what follows the last block
 
@@ -123,7 +123,7 @@ def walk(
         known = trial.watch.known
         with evaluating(model), _buffers_on_meta(model, known), torch.inference_mode(False), torch.no_grad():
             given = [_to_meta(a, known) for a in args], {k: _to_meta(v, known) for k, v in kwargs.items()}
-            with trial.watch, FusedAttention(trial.watch):
+            with trial.watch, FusedKernels(trial.watch):
                 model(*given[0], **given[1])
     except Unwalkable:
         raise

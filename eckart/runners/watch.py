@@ -81,8 +81,9 @@ class Watch(TorchDispatchMode):
         self.live -= size
 
 
-class FusedAttention(TorchFunctionMode):
-    """Attention as the fused kernels do it, without a matrix of all pairs of tokens. On the meta device torch would take it apart.
+class FusedKernels(TorchFunctionMode):
+    """On the meta device, what fused kernels give and keep. Attention: no matrix of all pairs of tokens, into which torch would take it apart.
+    Products of groups of rows with a matrix each, the experts of a mixture: torch knows their shape for bfloat16 alone.
 
     Args:
         watch: told of what is read.
@@ -94,13 +95,27 @@ class FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        known = {torch.nn.functional.scaled_dot_product_attention: self._attention}
+        if hasattr(torch, "_grouped_mm"):  # what transformers runs experts with; newer versions of torch may rename it
+            known[torch._grouped_mm] = self._grouped  # pyright: ignore
+        shape = known.get(func)
         tensors = list(tensors_in((args, kwargs)))
-        if func is not torch.nn.functional.scaled_dot_product_attention or any(not t.is_meta or t.ndim < 3 for t in tensors):
+        out = shape(args, kwargs) if shape is not None and all(t.is_meta for t in tensors) else None
+        if out is None:
             return func(*args, **kwargs)
         for tensor in tensors:
             self.watch.touch(tensor)
+        return out
+
+    def _attention(self, args: Any, kwargs: Any) -> Tensor | None:
         query, _, value, mask = ([*args, *(kwargs.get(k) for k in ("query", "key", "value", "attn_mask")[len(args) :])])[:4]
+        if query.ndim < 3:
+            return None
         made = torch.empty(0 if mask is None else mask.numel(), dtype=query.dtype, device="meta")  # the kernel adds a mask of numbers
         out = torch.empty((*query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1]), dtype=query.dtype, device="meta")
         del made
         return out.transpose(-3, -2)
+
+    def _grouped(self, args: Any, kwargs: Any) -> Tensor | None:
+        rows, matrices = args[:2]
+        return torch.empty((len(rows), matrices.shape[-1]), dtype=rows.dtype, device="meta") if rows.ndim == 2 < matrices.ndim else None

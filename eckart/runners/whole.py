@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from ..axes.protocols import Bundle, Cost, Edits, Parts, StatsView
 from ..engine import Engine
@@ -15,12 +16,11 @@ from ..plan import Job, Plan
 from ..progress import track
 from ..store import TensorInfo
 from ..store.journal import Entry
+from .budget import CACHE_BYTES
 from .jobs import Context, Desk, Look, Task, Write
 from .judge import Judge
 from .sensitivity import measure
 from .train import learn_cut, learn_ordered
-
-CACHE_BYTES = 2 << 30  # bases of wave one kept for the cut; beyond it a bundle is factorised again
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,23 @@ class Group:
         bundles: what is solved.
         stats: their statistics, in this process.
         file: the same for other processes; "" where nothing is measured.
-        take: told the edits of each bundle, where what follows is measured through them.
+        take: told the edits of each bundle by its name, where what follows is measured through them.
     """
 
     bundles: Sequence[Bundle]
     stats: StatsView
     file: str = ""
-    take: Callable[[Edits], None] | None = None
+    take: Callable[[str, Edits], None] | None = None
 
 
-Sweep = Callable[[], Iterable[Group]]
+class Sweep(Protocol):
+    """Goes through all bundles; may be called again. Groups are asked for one by one and dropped before the next one is made."""
+
+    def __call__(self, done: frozenset[str] = frozenset()) -> Iterable[Group]:
+        """The groups; statistics of bundles that are done need not be measured."""
+        ...
+
+
 Places = Mapping[str, Mapping[str, TensorInfo]]
 Cut = tuple[Job, Edits] | Entry
 """A finished job: its edits, or the journal entry of tensors that another process has written."""
@@ -89,26 +96,39 @@ def decide(plan: Plan, costs: Mapping[str, Cost], sweep: Sweep, run: Run) -> tup
                 seen[name] = Seen(tuple(recipe.score.curve(bundle, parts.spectrum, group.stats)), parts)
         return plan.decided(recipe.allocate({n: s.curve for n, s in seen.items()}, costs, recipe.budget), costs), seen
     for group in sweep():
-        tasks = _tasks(jobs, group)
-        context = replace(run.context, stats=group.stats)
-
-        def look(task: Task, context: Context = context) -> dict[str, object]:
-            curve, parts = context.look(task)
-            return {"name": task.bundle.name, "curve": curve, "parts": parts if task.bundle.name in keep else None}
-
-        fn = Look(_at(run.desk, group)) if run.engine.remote else look
-        for found in track(run.engine.run(fn, tasks, lambda t: t.seconds), "spectra", len(tasks)):
-            seen[found["name"]] = Seen(tuple(found["curve"]), found.get("parts"))
-        if run.judge is not None and hasattr(recipe.score, "measured"):
-            found = measure(jobs, group.bundles, costs, {n: s.parts for n, s in seen.items()}, context, run.judge)
-            seen |= {n: replace(seen[n], curve=tuple(recipe.score.measured(seen[n].curve, points))) for n, points in found.items()}
+        seen |= _spectra(plan, group, costs, run, keep)
+        del group
     curves = {n: s.curve for n, s in seen.items()}
     if run.judge is not None and recipe.allocate.decides == "training":
-        parts = {t.bundle.name: seen[t.bundle.name].parts or run.context.look(t)[1] for g in sweep() for t in _tasks(jobs, g)}
+        parts = {
+            t.bundle.name: seen[t.bundle.name].parts or replace(run.context, stats=g.stats).look(t)[1]
+            for g in sweep()
+            for t in _tasks(jobs, g)
+        }
         curves = {
             n: (p,) for n, p in learn_cut(recipe, [b for g in sweep() for b in g.bundles], costs, parts, run.judge, plan.seed).items()
         }
     return plan.decided(recipe.allocate(curves, costs, recipe.budget), costs), seen
+
+
+def _spectra(plan: Plan, group: Group, costs: Mapping[str, Cost], run: Run, keep: frozenset[str]) -> dict[str, Seen]:
+    """Wave one of a group."""
+    jobs = {j.name: j for j in plan.stages[0].jobs}
+    tasks = _tasks(jobs, group)
+    recipe, context = run.context.recipe, replace(run.context, stats=group.stats)
+
+    def look(task: Task) -> dict[str, object]:
+        curve, parts = context.look(task)
+        return {"name": task.bundle.name, "curve": curve, "parts": parts if task.bundle.name in keep else None}
+
+    fn = Look(_at(run.desk, group)) if run.engine.remote else look
+    seen: dict[str, Seen] = {}
+    for found in track(run.engine.run(fn, tasks, lambda t: t.seconds), "spectra", len(tasks)):
+        seen[found["name"]] = Seen(tuple(found["curve"]), found.get("parts"))
+    if run.judge is not None and hasattr(recipe.score, "measured"):
+        found = measure(jobs, group.bundles, costs, {n: s.parts for n, s in seen.items()}, context, run.judge)
+        seen |= {n: replace(seen[n], curve=tuple(recipe.score.measured(seen[n].curve, points))) for n, points in found.items()}
+    return seen
 
 
 def cut(
@@ -126,25 +146,31 @@ def cut(
         shards: the folder of the shards, likewise.
     """
     jobs = {j.name: j for j in plan.jobs if j.state == "factored"}
-    for group in sweep():
-        todo = [b for b in group.bundles if b.name in jobs and (group.take is not None or b.name not in done)]
+    for group in sweep(done):
+        names = {b.name for b in group.bundles} & jobs.keys() - (done if group.take is None else frozenset())
+        todo = [b for b in group.bundles if b.name in names]
         tasks = [_task(jobs[b.name], b, cap=jobs[b.name].cap if plan.decides != "shape" else 0, places=places) for b in todo]
-        if run.engine.remote:
-            fn = Write(replace(_at(run.desk, group), shards=shards))
-            found = run.engine.run(fn, tasks, lambda t: t.seconds)
-            for raw in track(found, "factorising", len(tasks)):
-                yield Entry(raw["job"], raw["tensors"], raw["record"])
-            continue
-        context = replace(run.context, stats=group.stats)
+        yield from _cut(jobs, group, tasks, run, seen, shards)
+        del group
 
-        def one(task: Task, context: Context = context) -> tuple[Job, Edits]:
-            earlier = seen.get(task.bundle.name)
-            return jobs[task.bundle.name], context.cut(task, earlier.parts if earlier else None)
 
-        for job, edits in track(run.engine.run(one, tasks), "factorising", len(tasks)):
-            if group.take is not None:
-                group.take(edits)
-            yield job, edits
+def _cut(jobs: Mapping[str, Job], group: Group, tasks: Sequence[Task], run: Run, seen: Mapping[str, Seen], shards: str) -> Iterator[Cut]:
+    if run.engine.remote:
+        fn = Write(replace(_at(run.desk, group), shards=shards))
+        found = run.engine.run(fn, tasks, lambda t: t.seconds)
+        for raw in track(found, "factorising", len(tasks)):
+            yield Entry(raw["job"], raw["tensors"], raw["record"])
+        return
+    context = replace(run.context, stats=group.stats)
+
+    def one(task: Task) -> tuple[Job, Edits]:
+        earlier = seen.get(task.bundle.name)
+        return jobs[task.bundle.name], context.cut(task, earlier.parts if earlier else None)
+
+    for job, edits in track(run.engine.run(one, tasks), "factorising", len(tasks)):
+        if group.take is not None:
+            group.take(job.name, edits)
+        yield job, edits
 
 
 def _kept(plan: Plan, limit: int) -> frozenset[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,20 +19,20 @@ from ..data import load_texts
 from ..engine import Engine, engine_named
 from ..errors import Refused, UsageError
 from ..plan import Job, Plan, judges, make_plan
-from ..progress import track
 from ..registry import get_recipe
-from ..runners.budget import calibration_bytes, parse_bytes, refuse_beyond, with_memory
+from ..runners.budget import parse_bytes, refuse_beyond
 from ..runners.jobs import Context, Desk, NoStats
 from ..runners.judge import Judge
 from ..runners.train import recover
-from ..runners.whole import CACHE_BYTES, Cut, Group, Places, Run, cut, decide
-from ..stats import predict_bytes
+from ..runners.whole import Cut, Places, Run, cut, decide
 from ..stats.result import batch_digest, data_digest
-from ..store import check_output, finished, read_manifest
+from ..store import check_output, finished
 from ..store.journal import Entry
-from .calibrate import MAX_STATS, PROBES, Calibration, is_tensors, length_limit, load_calibration, measure, rows_of
+from .calibrate import MAX_STATS, PROBES, Calibration, Runner, is_tensors, load_calibration, measure, rows_of
 from .host import Host, open_host
-from .output import MAX_SHARD, config_changes, versions, write_folder
+from .output import MAX_SHARD, config_changes, stamps_of, write_folder
+from .route import cautions, plan_route
+from .run import Clock, content, identity, is_output, torch_threads
 from .spread import measure_for, tidy
 from .summary import compress_report
 
@@ -100,6 +99,7 @@ def compress(
     threads: int | None = None,
     engine: str | Engine = "local",
     max_memory: str | int | None = None,
+    calibrate: Runner = "auto",
     max_shard_bytes: int = MAX_SHARD,
     stats: Stats | str | Path | None = None,
     max_stats: int = MAX_STATS,
@@ -131,8 +131,12 @@ def compress(
         workers: bundles factorised side by side; never changes a byte.
         threads: of torch in every job; None is what torch has now. Part of the plan: another number may round otherwise.
         engine: "local", "ray", "ray:ADDRESS", "torchrun", or an `Engine`. The last three need `out` on a disk that all processes see.
-        max_memory: most memory that the run may take, "2.5GiB" or bytes; a plan that needs more is refused before any work. Other
-            processes of an engine count for themselves.
+        max_memory: most memory that the run may take beside Python and its libraries, "2.5GiB" or bytes; a plan that needs more is refused
+            before any work. What is optional (bases that are kept, activations in memory) is held to the limit with the program counted,
+            where there is room for it. Other processes of an engine count for themselves.
+        calibrate: "whole" measures with the model in memory, "blocks" with one block of it at a time (folders, recipes without gradients),
+            "auto" with blocks where the model does not fit into `max_memory`, or where inputs pass through what is already compressed.
+            The sums are the same, bit for bit.
         max_shard_bytes: size at which the output begins a new file.
         stats: statistics of an earlier run on the same model and data, or a file: read when it exists, written when it does not.
         max_stats: larger statistics are not written to that file, in bytes.
@@ -160,7 +164,9 @@ def compress(
     rec = resolve(recipe, keep, settings, form)
     given = None if stats is None or isinstance(stats, str | Path) else stats
     texts = load_calibration(calib, rec.needs() if given is None else frozenset(), rec.name, judges(rec))
-    how = Calibration(texts, max_length, batch_size, seed, probes, loss, Path(stats) if isinstance(stats, str | Path) else None, max_stats)
+    limit = None if max_memory is None else parse_bytes(max_memory)
+    file = Path(stats) if isinstance(stats, str | Path) else None
+    how = Calibration(texts, max_length, batch_size, seed, probes, loss, file, max_stats, calibrate, limit)
     example = texts[0][:1] if is_tensors(texts) else None
     host = open_host(model, tokenizer, device, example)
     with torch_threads(threads) as count:
@@ -173,36 +179,37 @@ def compress(
             )
         evaluate_on = load_texts(evaluate_on) if evaluate_on is not None else None
         plan, costs, bundles = _plan(host, rec, seed, count)
-        limit = None if max_memory is None else parse_bytes(max_memory)
-        plan = _with_memory(plan, host, rec, bundles, how if given is None else None, runs, limit)
-        refuse_beyond(plan, limit, Path(out) if out is not None and runs.leads else None)
-        describe = partial(compress_report, recipe=rec, host=host, bundles=bundles, command=command)
+        folder = Path(out).absolute().parent if out is not None else None
+        plan, route = plan_route(plan, host, rec, bundles, how if given is None else None, runs, folder)
+        refuse_beyond(plan, limit, Path(out) if out is not None and runs.leads else None, route.caution)
+        said = {"notes": [route.note] if route.note else [], "cautions": cautions(route, plan, limit)}
+        describe = partial(compress_report, recipe=rec, host=host, bundles=bundles, command=command, **said)
         if dry_run is True:
             if out is not None:
                 check_output(out, [host.path] if host.path else [], overwrite)
             return Compressed(plan, describe(plan, records={}))
         clock = Clock(began)
-        if out is not None and runs.leads and not (overwrite or _is_output(out)):
+        if out is not None and runs.leads and not (overwrite or is_output(out)):
             check_output(out, [host.path] if host.path else [], overwrite)
         if hasattr(rec.form, "check"):
             for bundle in bundles:
-                rec.form.check(host.live(), bundle)
-        content = runs.share(lambda: _content(host, bundles))
+                rec.form.check(host.outline(), bundle)
+        tensors = runs.share(lambda: content(host, bundles))
         clock.lap("checks")
-        file: Path | None = None
-        if rec.needs() and given is None:
-            sites = [s for b in bundles for s in b.sites]
+        shared: Path | None = None  # where other processes find the statistics
+        if route.measures:
+            by_blocks = route.by_blocks.collect if route.by_blocks is not None else None
             if runs.remote and out is not None:
-                given, file = measure_for(runs, host, rec.needs(), sites, how, Path(out))
+                given, shared = measure_for(runs, host, route.needs, route.sites, how, Path(out), by_blocks)
             else:
-                given = measure(host, rec.needs(), sites, how)
+                given = measure(host, route.needs, route.sites, how, by_blocks)
         clock.lap("statistics")
         judge = Judge(host.live, rows_of(host, how), loss) if judges(rec) else None
-        identity = _identity(host, plan, given) | {"content": content}
+        mark = identity(host, plan, route.fingerprint(given)) | {"content": tensors}
         if judge is not None:
-            identity["calibration"] = data_digest(batch_digest(b) for b in judge.batches)
-        if out is not None and _is_output(out) and not overwrite:
-            if finished(out, identity):
+            mark["calibration"] = data_digest(batch_digest(b) for b in judge.batches)
+        if out is not None and is_output(out) and not overwrite:
+            if finished(out, mark, stamps_of(host.reader)):
                 return Compressed(plan, json.loads((Path(out) / "report.json").read_text(encoding="utf-8")), path=Path(out), stats=given)
             check_output(out, [host.path] if host.path else [], overwrite)
         run = Run(
@@ -212,8 +219,8 @@ def compress(
             plan.memory.get("bases", 0),
             judge,
         )
-        sweep = partial(_one_group, bundles, given, str(file or ""))
-        plan, seen = decide(plan, costs, sweep, run)
+        first, second = route.sweeps(rec, bundles, given, shared)
+        plan, seen = decide(plan, costs, first, run)
         clock.lap("spectra")
         if dry_run == "spectra":
             return Compressed(plan, describe(plan, records={}), stats=given)
@@ -232,7 +239,7 @@ def compress(
             skip = frozenset[str]() if small is not None else done
             by_name = {b.name: b for b in bundles}
             late: list[tuple[Job, Edits]] = []
-            for one in cut(plan, sweep, run, seen, done=skip, places=places, shards=shards):
+            for one in cut(plan, second, run, seen, done=skip, places=places, shards=shards):
                 if small is not None and not isinstance(one, Entry):
                     job, edits = one
                     rec.form.apply(small, by_name[job.name], edits)
@@ -251,89 +258,15 @@ def compress(
             return Compressed(plan, finish(records), model=small, stats=given)
         report = write_folder(
             Path(out), host, rec, plan, bundles, cuts, finish,
-            engine=runs, identity=identity, overwrite=overwrite, max_shard_bytes=max_shard_bytes, resume=command,
+            engine=runs, identity=mark, overwrite=overwrite, max_shard_bytes=max_shard_bytes, resume=command,
         )  # fmt: skip
-        if file is not None and runs.leads:
-            tidy(Path(out), file)
+        if shared is not None and runs.leads:
+            tidy(Path(out), shared)
         return Compressed(plan, report, path=Path(out), stats=given)
-
-
-def _with_memory(
-    plan: Plan, host: Host, rec: Recipe, bundles: Sequence[Bundle], how: Calibration | None, engine: Engine, limit: int | None
-) -> Plan:  # fmt: skip
-    """The plan with the memory and disk that it takes; within a limit, bases are kept only as far as there is room."""
-    parts: dict[str, int] = {}
-    needs = rec.needs()
-    if needs and how is not None:
-        parts["statistics"] = predict_bytes(needs, [s for b in bundles for s in b.sites])
-        tokens = how.batch_size * (length_limit(host, how.max_length) if not is_tensors(how.texts) else 1)
-        parts["model"] = calibration_bytes(host.reader.config, host.reader.nbytes, tokens, any(s.via == "backward" for s in needs))
-    changed = [j for j in plan.jobs if j.state != "dense"] if rec.form.layout != "dense" else []
-    disk = host.reader.nbytes - sum(host.reader.info(k).nbytes for j in changed for k in j.tensors) + sum(j.bytes for j in changed)
-    workers = 0 if engine.remote else engine.workers
-    full = with_memory(plan, workers=workers, cache=CACHE_BYTES, parts=parts, disk=disk)
-    if limit is None or full.peak <= limit:
-        return full
-    room = max(0, limit - (full.peak - full.memory.get("bases", 0)))
-    return with_memory(plan, workers=workers, cache=room, parts=parts, disk=disk)
-
-
-def _one_group(bundles: Sequence[Bundle], stats: Stats | None, file: str) -> Iterable[Group]:
-    """All bundles at once."""
-    yield Group(bundles, stats or NoStats(), file)
 
 
 def _desk(host: Host, rec: Recipe, threads: int, engine: Engine) -> Desk | None:
     return Desk(str(host.path), rec, threads) if engine.remote else None
-
-
-def _identity(host: Host, plan: Plan, stats: Stats | None) -> dict[str, str]:
-    """What a resume, and a finished output, must agree with."""
-    return {
-        "plan": plan.fingerprint,
-        "source": host.reader.fingerprint,
-        "statistics": stats.fingerprint if stats else "",
-        "versions": json.dumps(versions(), sort_keys=True),
-    }
-
-
-def _is_output(out: str | Path) -> bool:
-    """Whether an earlier run of ours has made this folder."""
-    try:
-        read_manifest(Path(out))
-    except Refused:
-        return False
-    return True
-
-
-class Clock:
-    """Seconds per step."""
-
-    def __init__(self, began: float) -> None:
-        self.last = began
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        """What has passed since the last lap belongs to `name`."""
-        now = time.perf_counter()
-        self.laps[name] = self.laps.get(name, 0.0) + now - self.last
-        self.last = now
-
-
-@contextlib.contextmanager
-def torch_threads(wanted: int | None) -> Iterator[int]:
-    """Within the block torch uses that many threads, also in threads started there; yields the number."""
-    import torch
-
-    before = torch.get_num_threads()
-    if wanted is not None and wanted < 1:
-        raise UsageError(f"threads: expected at least 1, found {wanted}.")
-    count = wanted if wanted is not None else before
-    torch.set_num_threads(count)
-    try:
-        yield count
-    finally:
-        torch.set_num_threads(before)
 
 
 def _compare(host: Host, small: Any, texts: Any) -> list[dict[str, Any]]:
@@ -355,28 +288,6 @@ def _plan(host: Host, rec: Recipe, seed: int, threads: int) -> tuple[Plan, dict[
     skipped = {**skipped, **left}
     plan, costs = make_plan(rec, bundles, model=host.name, source=host.reader.fingerprint, seed=seed, skipped=skipped, threads=threads)
     return plan, costs, bundles
-
-
-def _content(host: Host, bundles: Sequence[Bundle]) -> str:
-    """sha256 of every targeted tensor, each of which must be finite, before an hour of statistics is spent on the others."""
-    import hashlib
-
-    import torch
-
-    from ..store.dtypes import to_bytes
-
-    digest = hashlib.sha256()
-    for bundle in track(bundles, "checking weights"):
-        for key in bundle.keys:
-            value = host.reader.read(key)
-            bad = int((~torch.isfinite(value)).sum())
-            if bad:
-                raise Refused(
-                    f"{key}: {bad} of {value.numel()} values are NaN or Inf. Nothing was written; repair or re-download {host.name}."
-                )
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(to_bytes(value))
-    return digest.hexdigest()
 
 
 def _copy(host: Host) -> nn.Module:

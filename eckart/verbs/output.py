@@ -118,6 +118,18 @@ def config_changes(
     return other | {"quantization_config": {"quant_method": "eckart", "format_version": version, **tables, "recipe": recipe.name}}
 
 
+def stamps_of(reader: Any) -> dict[str, str]:
+    """Which files a run reads: what a resume and a finished output must agree with, and no byte of the result depends on."""
+    return {"source": reader.stamp}
+
+
+def lasting_part(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report without what may differ between runs with equal results: clocks, the command, and how statistics were taken."""
+    notes = {note["text"] for note in report.get("notes", [])}
+    kept = {k: v for k, v in report.items() if k not in ("timings", "command", "notes")}
+    return kept | {"warnings": [w for w in report.get("warnings", []) if w not in notes]}
+
+
 def write_folder(
     out: Path, host: Host, recipe: Recipe, plan: Plan, bundles: Sequence[Bundle], cuts: Cuts, finish: Callable[[Mapping[str, Any]], dict[str, Any]],
     *, engine: Engine, identity: Mapping[str, str], overwrite: bool, max_shard_bytes: int = MAX_SHARD, resume: str = "",
@@ -147,7 +159,9 @@ def write_folder(
         for _ in cuts(frozenset(done), places, shards):
             pass
         return engine.share(dict)
-    with Writer(out, folder.specs, fingerprint=identity, overwrite=overwrite, max_shard_bytes=max_shard_bytes, resume=resume) as writer:
+    with Writer(
+        out, folder.specs, fingerprint=identity, stamps=stamps_of(host.reader), overwrite=overwrite, max_shard_bytes=max_shard_bytes, resume=resume
+    ) as writer:  # fmt: skip
         places = {job: {n: writer.layout.places[n] for n in names} for job, names in folder.writes.items()}
         done, shards = engine.share(lambda: [sorted(writer.done), str(writer.shards)])
         for cut in cuts(frozenset(done), places, shards):
@@ -170,7 +184,7 @@ def _commit(
     from ..report.html import render, to_json
 
     report = finish({j.name: writer.records[j.name] for j in plan.jobs if j.state == "factored"})
-    lasting = {k: v for k, v in report.items() if k not in ("timings", "command")}  # equal runs give equal files; clocks go to the notes
+    lasting = lasting_part(report)
     config = dict(host.reader.config)
     config |= config_changes(recipe, plan, bundles, config, writer.records)
     side = host.side_files() | {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,26 +15,26 @@ from .host import Host
 
 
 def measure_for(
-    engine: Engine, host: Host, needs: frozenset[Stat], sites: Sequence[Site], how: Calibration, out: Path
-) -> tuple[Stats, Path]:
+    engine: Engine, host: Host, needs: frozenset[Stat], sites: Sequence[Site], how: Calibration, out: Path, by_blocks: Callable[[], Stats] | None = None
+) -> tuple[Stats, Path]:  # fmt: skip
     """The statistics, and the file from which other processes read them.
 
-    Ranks of torchrun each take a part of the batches; the sums are those of one process, bit for bit. Other engines measure in the leading
-    process. The file is kept until `tidy`, so a run that was killed does not measure again.
+    Ranks of torchrun each take a part of the batches; the sums are those of one process, bit for bit. Other engines, and the block runner,
+    measure in the leading process. The file is kept until `tidy`, so a run that was killed does not measure again.
 
     Args:
         engine: where jobs will run.
-        host, needs, sites, how: as for `measure`.
+        host, needs, sites, how, by_blocks: as for `measure`.
         out: the output, beside which the file lies unless `how` names another.
     """
-    name = fingerprint(host.live(), rows_of(host, how), needs, sites, **options_of(host, how))
+    name = fingerprint(host.outline(), rows_of(host, how), needs, sites, **options_of(host, how))
     file = how.file or file_beside(out, name)
     where = replace(how, file=file, max_bytes=1 << 62)
-    if file.exists() or not _ranked(engine):
-        engine.share(lambda: measure(host, needs, sites, where).fingerprint)
+    if file.exists() or by_blocks is not None or not _ranked(engine):
+        engine.share(lambda: measure(host, needs, sites, where, by_blocks).fingerprint)
     else:
         _by_ranks(engine, host, needs, sites, how, file)
-    return Stats.load(file, name), file
+    return Stats.load(file, name, None if by_blocks is None else 0), file
 
 
 def file_beside(out: Path, name: str) -> Path:

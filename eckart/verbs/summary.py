@@ -16,9 +16,11 @@ from .host import Host
 
 def compress_report(
     plan: Plan, *, recipe: Recipe, host: Host, bundles: Sequence[Bundle], records: Mapping[str, Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]] = (),
-    timings: Mapping[str, float] | None = None, command: str = "", recovered: Mapping[str, Any] | None = None,
+    timings: Mapping[str, float] | None = None, command: str = "", recovered: Mapping[str, Any] | None = None, notes: Sequence[str] = (),
+    cautions: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """The report of a compression (or of its plan, while there are no records)."""
+    """The report of a compression (or of its plan, while there are no records). `notes` and `cautions` say how this very run went about it,
+    which an equal result may not share (see `output.lasting_part`)."""
     from .output import config_changes, versions
 
     sites = {s.name: s for s in host.catalogue.sites}
@@ -64,9 +66,11 @@ def compress_report(
         "sizes": sizes,
         "layers": layers,
         "evaluation": [dict(row) for row in evaluation],
-        "warnings": _warnings(plan, recipe, layers),
+        "warnings": [*_warnings(plan, recipe, layers), *cautions],
         "versions": versions(),
     }  # fmt: skip
+    if notes or cautions:
+        report["notes"] = [{"title": "Calibration", "text": text} for text in (*notes, *cautions)]
     return report | ({"timings": {k: round(v, 3) for k, v in timings.items()}} if timings else {})
 
 
