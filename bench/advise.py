@@ -2,14 +2,18 @@
 
     python -m bench.advise                       # everything; writes bench/results/advise.json, .md and eckart/verbs/evidence.json
     python -m bench.advise --reuse               # effects from the result file, measures and correlations anew
+    python -m bench.advise --judge               # correlations alone anew
     python -m bench.advise --quick               # a few texts and steps, writes nothing
 
 Changes, one matrix at a time: `svd_llm` and `svd` keep 30% of its parameters; `round` stores it in 3 bits a weight, rounded to the nearest
 with a scale per output; `adapt` trains a rank-4 update of it alone on a task that the model was not trained on. Effects: bits per byte on
 held-out text for the language model, 1 - cosine to the original embeddings for the encoder; for `adapt` the loss that goes away.
-A measure predicts an effect when the 95% bootstrap intervals of its rank correlation leave out zero on both models, on the same side, and do so
-again among matrices of equal shape: what only tells large matrices from small ones needs no measure. `parameters` and `block` stand beside the
-measures as what needs no measuring. A ranking that is chosen on one model is tested on the other one; where it fails, no advice is given.
+A measure predicts an effect when (1) the 95% bootstrap intervals of its rank correlation leave out zero on both models, on the same side, and
+(2) it is not luck: the effects are shuffled among matrices of one shape, on both models, and of all columns the best one is taken, where a column
+is as good as its worse model; the share of 5000 shuffles that reach the column is its `luck`. Over all four effects together one false find in
+twenty runs is allowed: luck of at most 0.0125. What only tells large matrices from small ones, or is the best of many tries, does not pass.
+`parameters` and `block` stand beside the measures as what needs no measuring. A harder question is answered too, and decides nothing: does a
+ranking that is made of all columns that look good on one model order the other one?
 """
 
 from __future__ import annotations
@@ -41,7 +45,8 @@ from eckart.verbs.inspect_columns import cells, key_of
 RESULTS = Path(__file__).parent / "results"
 EVIDENCE = Path(ek.__file__).parent / "verbs" / "evidence.json"
 KEEP, BITS, RANK = 0.3, 3, 4
-RESAMPLES = 2000
+RESAMPLES, SHUFFLES = 2000, 5000
+LEVEL = 0.05  # of one false find in any of the targets
 LIVE = ("grad_spectra", "fisher_trace", "interaction_basis")  # measures of the live model that give a number per matrix in reasonable time
 TARGETS = {
     "svd_llm": ("loss that comes with cutting one matrix to 30% of its parameters by svd_llm", "compress", "keep"),
@@ -275,14 +280,52 @@ def sign(rho: Sequence[float]) -> int:
     return 1 if rho[1] > 0 else -1 if rho[2] < 0 else 0
 
 
-def verdict(rho: Mapping[str, Sequence[float]], within: Mapping[str, Sequence[float]], models: Sequence[str]) -> str:
+def verdict(rho: Mapping[str, Sequence[float]], luck: float | None, models: Sequence[str]) -> str:
     """What a column is good for."""
-    if set(rho) != set(models):
+    if set(rho) != set(models) or luck is None:
         return "on one model only"
     signs = {sign(r) for r in rho.values()}
     if signs in ({1}, {-1}):
-        return "predicts" if {sign(r) for r in within.values()} == signs else "no more than the shape"
+        return "predicts" if luck <= LEVEL / len(TARGETS) else "no more than shape or luck"
     return "opposite" if signs == {1, -1} else "nothing" if signs == {0} else "one of two"
+
+
+def lucks(keys: Sequence[str], models: Mapping[str, Mapping[str, Any]], name: str, seed: int = 0) -> dict[str, float]:
+    """For each column the share of shuffles in which the best of all columns is at least as good as it is (Westfall and Young's maximum).
+
+    Args:
+        keys: columns that all models have, of matrices or of blocks.
+        models: the models.
+        name: the target.
+        seed: of the shuffles.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for m in models.values():
+        blocks = keys[0].endswith("(of blocks)")
+        things = m["blocks"] if blocks else list(m["effects"][name])
+        shapes = [None if blocks else m["shapes"][t] for t in things]
+        which = np.asarray([shapes.index(s) for s in shapes])
+        effect = np.asarray(aligned(dict.fromkeys(things, 0.0), m["effects"][name], m["blocks"])[1])
+        orders = np.tile(np.arange(len(things)), (SHUFFLES + 1, 1))  # the first is the truth
+        for same in (np.flatnonzero(which == w) for w in set(which)):
+            orders[1:, same] = rng.permuted(orders[1:, same], axis=1)
+        rows = [_shuffled([m["columns"][k].get(t) for t in things], effect[orders], which) for k in keys]
+        found.append(np.stack(rows))
+    one, other = found
+    good = np.where(np.sign(one) == np.sign(other), np.minimum(abs(one), abs(other)), 0.0)
+    best = good[:, 1:].max(0)
+    return {k: round(float((best >= row[0] - 1e-9).mean()), 4) for k, row in zip(keys, good, strict=True)}
+
+
+def _shuffled(values: Sequence[float | None], effects: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Correlations within the classes, one per row of effects; 0 where half of the values are missing."""
+    known = np.asarray([v is not None for v in values])
+    if 2 * known.sum() < len(values) or known.sum() < 5:
+        return np.zeros(len(effects))
+    x = np.asarray([v for v in values if v is not None])
+    parts = np.array_split(effects[:, known], 50)
+    return np.concatenate([spearman(np.broadcast_to(x, e.shape), e, np.broadcast_to(which[known], e.shape)) for e in parts])
 
 
 def judge_target(name: str, models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -303,17 +346,22 @@ def judge_target(name: str, models: Mapping[str, Mapping[str, Any]]) -> dict[str
                         within[model] = correlation(x, y, shapes)
         if rho:
             signs = {sign(r) for r in rho.values()} - {0}
-            found = verdict(rho, within or rho, list(models))  # blocks are all of one size
-            table[key] = {"verdict": found, "sign": signs.pop() if len(signs) == 1 else 0, "rho": rho, "within": within}
+            table[key] = {"sign": signs.pop() if len(signs) == 1 else 0, "rho": rho, "within": within}
+    luck: dict[str, float] = {}
+    both = [k for k, row in table.items() if len(row["rho"]) == len(models)]
+    families = ([k for k in both if not k.endswith("(of blocks)")], [k for k in both if k.endswith("(of blocks)")])
+    for family in families:
+        luck |= lucks(family, models, name) if family else {}
+    for key, row in table.items():
+        row |= {"luck": luck.get(key), "verdict": verdict(row["rho"], luck.get(key), list(models))}
     together = {}
     for model, m in models.items():
         (other,) = (n for n in models if n != model)
         together[model] = _transfer(table, other, m, name)
-    usable = all(r[1] > 0 for r in together.values())
     kept = {k: row for k, row in table.items() if not k.endswith("(of blocks)") and k not in ("parameters", "block")}
     return {
         "what": what, "low": low, "high": high, "models": {n: {"matrices": len(m["effects"][name]), "loss": m["metric"]} for n, m in models.items()},
-        "columns": kept, "beside": {k: table[k] for k in table if k not in kept}, "together": together, "usable": usable,
+        "columns": kept, "beside": {k: table[k] for k in table if k not in kept}, "together": together, "tried": len(families[0]),
     }  # fmt: skip
 
 
@@ -349,18 +397,23 @@ def text(targets: Mapping[str, Any], machine: str) -> str:
         lines += [
             f"## {name}: {t['what']}",
             "",
-            f"Matrices: {n}. Spearman correlation with its 95% interval; then the same among matrices of one shape.",
+            f"Matrices: {n}. Spearman correlation with its 95% interval; then the same among matrices of one shape; luck as above.",
             "",
         ]
         models = list(t["models"])
-        lines += [f"| column | {' | '.join(models)} | verdict |", f"|---|{'---|' * len(models)}---|"]
-        rows = sorted({**t["columns"], **t["beside"]}.items(), key=lambda kv: (kv[1]["verdict"] != "predicts", kv[0]))
+        lines += [f"| column | {' | '.join(models)} | luck | verdict |", f"|---|{'---|' * len(models)}---|---|"]
+        rows = sorted(
+            {**t["columns"], **t["beside"]}.items(),
+            key=lambda kv: (kv[1]["verdict"] != "predicts", 2 if kv[1]["luck"] is None else kv[1]["luck"], kv[0]),
+        )
         for key, row in rows:
             shown_as = key.removesuffix(PER_RANK) + (" / min(m, n)" if key.endswith(PER_RANK) else "")
-            lines.append(f"| {shown_as} | {' | '.join(_both(row, m) for m in models)} | {row['verdict']} |")
+            luck = "" if row["luck"] is None else f"{row['luck']:.3f}"
+            lines.append(f"| {shown_as} | {' | '.join(_both(row, m) for m in models)} | {luck} | {row['verdict']} |")
         both = ", ".join(f"{_rho(r)} on {m}" for m, r in t["together"].items())
-        use = "The advice uses it." if t["usable"] and (t["low"] or t["high"]) else "The advice makes no use of it."
-        lines += ["", f"All columns that predict on one model, tested on the other one: {both}. {use}", ""]
+        good = [k for k, row in t["columns"].items() if row["verdict"] == "predicts"]
+        use = f"The advice rests on: {', '.join(good)}." if good and (t["low"] or t["high"]) else "No advice rests on this."
+        lines += ["", f"{use} A ranking by all columns that look good on one model, tested on the other one: {both}.", ""]
     return "\n".join(lines)
 
 
@@ -376,14 +429,17 @@ def _both(row: Mapping[str, Any], model: str) -> str:
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--reuse", action="store_true", help="take the effects from the result file")
+    ap.add_argument("--judge", action="store_true", help="take the measures from the result file too: correlations anew")
     ap.add_argument("--quick", action="store_true", help="few texts, few steps, a few matrices; nothing is written")
     ap.add_argument("--threads", type=int, default=2)
     args = ap.parse_args()
     torch.set_num_threads(args.threads)
-    old = {m["name"]: m for m in json.loads((RESULTS / "advise.json").read_text())["models"]} if args.reuse else {}
+    old = {m["name"]: m for m in json.loads((RESULTS / "advise.json").read_text())["models"]} if args.reuse or args.judge else {}
     size, steps = (2, 2) if args.quick else (32, 16)
     found: dict[str, dict[str, Any]] = {}
-    for make in (python_lm, minilm):
+    if args.judge:
+        found = old
+    for make in () if args.judge else (python_lm, minilm):
         subject = make(size)
         with shown("none"):
             records, sites, blocks = measured(subject)

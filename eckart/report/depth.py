@@ -7,20 +7,21 @@ from collections.abc import Sequence
 
 from .markup import Markup, tag
 from .panels import LEFT, RIGHT, WIDTH, heading
-from .schema import Depth, Point, Trace
+from .schema import Depth, Method, Point, Trace
 from .svg import Scale, axes, drawing, nice, path, power_label, steps, tick_labels
 from .words import NONE, several
 
-HEIGHT = 170.0
+HEIGHT, TOP = 178.0, 46.0
+WORDS = 58  # characters of the line below a heading
 COLOURS = 8
 FEW = 40  # points of a line that get a dot each
 DECADES = 50  # ratio of the largest to the smallest number from which the axis counts decades
 
 
-def charts(found: Sequence[Depth]) -> list[Markup]:
+def charts(found: Sequence[Depth], methods: Sequence[Method]) -> list[Markup]:
     """All charts, with one colour per role throughout. The first number of each measure is open to view, the others can be unfolded."""
-    colours = colour_of(found)
-    drawn = [(d["main"], _chart(d, i, colours)) for i, d in enumerate(found)]
+    colours, titles = colour_of(found), {m["name"]: m["title"] for m in methods}
+    drawn = [(d["main"], _chart(d, i, colours, titles.get(d["measure"], ""))) for i, d in enumerate(found)]
     first, rest = [c for main, c in drawn if main], [c for main, c in drawn if not main]
     out = [tag("div", {"class": "panels"}, first)] if first else []
     if rest:
@@ -49,7 +50,7 @@ def doubted(found: Sequence[Depth]) -> bool:
     return any("doubt" in p and p["value"] is not None for d in found for t in d["traces"] for p in t["points"])
 
 
-def _chart(d: Depth, index: int, colours: dict[str, str]) -> Markup:
+def _chart(d: Depth, index: int, colours: dict[str, str], what: str) -> Markup:
     points = [p for t in d["traces"] for p in t["points"] if p["value"] is not None]
     first, last = min(p["block"] for p in points), max(p["block"] for p in points)
     pad = 0.5 if last > first else 1.0
@@ -59,6 +60,7 @@ def _chart(d: Depth, index: int, colours: dict[str, str]) -> Markup:
     whole = sorted({*whole, float(first)}) if first < 0 else whole
     body: list[object] = [
         heading(d["title"], ", ".join(t for t in (_of(d), d.get("unit", "")) if t), ""),
+        tag("text", {"class": "what", "x": 0, "y": 27}, what if len(what) <= WORDS else f"{what[: WORDS - 1].rstrip()}\u2026"),
         axes(x, y, [(t, f"{t:.0f}" if t >= 0 else NONE) for t in whole], ticks),
         tag("text", {"class": "axis-name end", "x": LEFT - 6, "y": HEIGHT - 11.5}, "block"),
     ]
@@ -79,15 +81,15 @@ def _up(points: Sequence[Point]) -> tuple[Scale, list[tuple[float, object]]]:
     values = [v for p in points if (v := p["value"]) is not None]
     ends = [v + s * p.get("spread", 0.0) for p in points if (v := p["value"]) is not None for s in (-1, 1)]
     if min(values) > 0 and max(values) > DECADES * min(values):
-        y = Scale(min(values) / 1.2, max(values) * 1.2, HEIGHT - 26, 36, log=True)
+        y = Scale(min(values) / 1.2, max(values) * 1.2, HEIGHT - 26, TOP, log=True)
         return y, [(t, power_label(t)) for t in y.ticks(4)]
     low, high = min(ends), max(ends)
     if high == low:
-        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+        low, high = (0.0, 1.0) if low == 0 else (low - abs(low) / 2, high + abs(high) / 2)
     if 0 < low < 0.4 * high:
         low = 0.0
     unit = nice((high - low) / 4)
-    y = Scale(math.floor(low / unit + 1e-9) * unit, math.ceil(high / unit - 1e-9) * unit, HEIGHT - 26, 36)
+    y = Scale(math.floor(low / unit + 1e-9) * unit, math.ceil(high / unit - 1e-9) * unit, HEIGHT - 26, TOP)
     ticks = y.ticks(4)
     plain = 1e-4 < unit < 1e6
     return y, [(t, label) for t, label in zip(ticks, tick_labels(ticks) if plain else [f"{t:.1e}" for t in ticks], strict=True)]

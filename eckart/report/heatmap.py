@@ -15,6 +15,7 @@ from .words import number, percent
 
 ROOM = 1060  # pixels for labels and columns on a 1280 px screen
 LABEL_WIDTH = 6.3  # of one character in the row labels
+MOVED = "relative_change"  # the measure that a comparison is looked at for
 LOG = 50  # ratio of the largest to the smallest number from which colours count decades
 
 
@@ -96,8 +97,9 @@ def measures(report: Report) -> list[Measure]:
 
 
 def first_shown(found: Sequence[Measure]) -> Measure:
-    """What the map shows before anyone chooses: the first measure, of numbers that are nearly all valid if there is such a one."""
-    return next((m for m in found if m.main and sum(m.doubted) <= len(m.doubted) // 10), found[0])
+    """What the map shows before anyone chooses: how far weights moved, or else the first measure whose numbers differ and are nearly all valid."""
+    good = [m for m in found if m.main and sum(m.doubted) <= len(m.doubted) // 10 and len(set(m.values)) > 1]
+    return next((m for m in good if m.method == MOVED), good[0] if good else found[0])
 
 
 def widths(cells: Grid) -> tuple[float, float]:

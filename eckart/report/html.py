@@ -169,7 +169,7 @@ def _sections(report: Report) -> Iterator[tuple[str, str, str, list[Markup | Non
         text = "One chart per number, by block; a line of its own for each role where matrices were measured."
         text += " Hollow: not valid." if depth.doubted(found) else ""
         text += " Bars: one standard error." if any("spread" in p for d in found for t in d["traces"] for p in t["points"]) else ""
-        figure = _figure(count(), "By depth", text, [*depth.charts(found), depth.legend(found)])
+        figure = _figure(count(), "By depth", text, [*depth.charts(found, report.get("methods", [])), depth.legend(found)])
         yield "depth", "Depth", "Through the depth of the model", [figure]
     if inspecting and report.get("curves"):
         yield "curves", "Curves", "Curves", _curves(report, count)
@@ -351,7 +351,8 @@ def _versions(report: Report) -> Iterator[Markup]:
     yield tables.pairs(
         [("name", model["name"]), ("read from", model["path"]), ("parameters", model["parameters"]), ("bytes", model["bytes"])]
     )
-    for title, data in (("Versions", report.get("versions")), ("Timings", report.get("timings"))):
+    timings = {k: f"{v:.2f} s" if isinstance(v, float) else v for k, v in report.get("timings", {}).items()}
+    for title, data in (("Versions", report.get("versions")), ("Timings", timings)):
         if data:
             yield tag("h3", None, title)
             yield tables.pairs(sorted(data.items()))

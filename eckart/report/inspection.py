@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from .links import link, paper_address
@@ -22,6 +23,8 @@ FIDELITY = {"exact": "", "variant": "A variant of the paper", "idea": "Built on 
 
 def advice(found: Advice) -> Iterator[Markup]:
     """Suggestions by action, and what they rest on; an action without evidence says so."""
+    if not found["suggestions"]:
+        yield tag("p", None, "No suggestion: nothing that was measured here is known to predict its outcome.")
     for action, title in ACTIONS.items():
         rows = [s for s in found["suggestions"] if s["action"] == action]
         if rows:
@@ -85,14 +88,23 @@ def _method(m: Method) -> Markup:
     count = several(total, "result") if not m["invalid"] else f"{m['valid']:,} of {several(total, 'result')} valid"
     lines: list[object] = [
         tag("h3", None, m["title"], " ", tag("code", None, m["name"])),
-        tag("p", None, tag("b", None, "How: "), m["estimator"], f" ({m['settings']})" if m["settings"] else "", "."),
+        tag("p", None, tag("b", None, "How: "), raised(m["estimator"]), f" ({m['settings']})" if m["settings"] else "", "."),
         tag("p", None, tag("b", None, "Mind: "), m["note"], ".") if m["note"] else None,
     ]
-    other = ". ".join(t for t in (FIDELITY[m["fidelity"]], m["differs"]) if t)
+    other = " ".join(_sentence(t) for t in (FIDELITY[m["fidelity"]], m["differs"]) if t)
     lines.append(tag("p", None, tag("b", None, "Differs: "), coded(other)) if other else None)
     why = f" Not valid: {'; '.join(m['reasons'])}." if m["reasons"] else ""
     lines.append(tag("p", {"class": "sub"}, f"{unit.strip()} {count}.{why} ".lstrip(), source))
     return tag("div", {"class": "method", "data-m": m["name"]}, lines)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}".rstrip(".") + "."
+
+
+def raised(text: str) -> str:
+    """Powers of one digit as they are printed: s^2 becomes s\u00b2."""
+    return re.sub(r"\^([0-9])(?![0-9])", lambda m: "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"[int(m[1])], text)
 
 
 def coded(text: str) -> list[object]:
@@ -112,7 +124,7 @@ def sentence(m: Method) -> str:
     """A measure in a line: what it is, its caveat, and how often it says something."""
     note = f" Mind: {m['note']}." if m["note"] else ""
     count = f" Valid in {m['valid']:,} of {m['valid'] + m['invalid']:,}." if m["invalid"] else ""
-    return f"{m['title']}: {m['estimator']}.{note}{count}"
+    return f"{m['title']}: {raised(m['estimator'])}.{note}{count}"
 
 
 def one(report: Report) -> list[Markup]:

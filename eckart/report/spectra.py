@@ -67,6 +67,8 @@ def text(layers: Sequence[Layer]) -> str:
         parts.append("Band: where the edge of noise of the same size lies; what stands above it stands out of the noise.")
     if any(layer.get("tail") for layer in drawn):
         parts.append("Dashed: the power law fitted to the tail of one matrix in the middle, and of the one that is pointed at.")
+    if any(layer.get("edge") and layer.get("outliers") for layer in drawn):
+        parts.append("Dots: its values above its own edge of noise.")
     if any(layer.get("other") for layer in drawn):
         parts.append("Dotted: the compared model.")
     if clipped(layers):
@@ -77,19 +79,12 @@ def text(layers: Sequence[Layer]) -> str:
 def ratios(layers: Sequence[Layer]) -> Markup:
     """Singular values of the compared model over those of this one, so that small changes can be seen."""
     drawn = [i for i in _drawn(layers) if _ratio(layers[i])]
-    longest = max(_ratio(layers[i])[-1][0] for i in drawn)
     last = max(layers[i]["block"] for i in drawn)
-    low, high = _middle([r for i in drawn for _, r in _ratio(layers[i])])
-    unit = nice((high - low) / 4)
     height = 186.0
-    x = Scale(1, max(2, longest), LEFT, RIGHT, log=True)
-    y = Scale(low, high, height - 26, 34)
-    ticks = steps(low, high, 4) if unit > 1e-6 else [low, high]
-    frame = axes(x, y, [(t, power_label(t)) for t in x.ticks(4)], list(zip(ticks, tick_labels(ticks), strict=True)))
-    frame.append(tag("line", {"class": "unity", "x1": LEFT, "x2": RIGHT, "y1": y(1), "y2": y(1)}))
-    frame.append(tag("text", {"class": "axis-name end", "x": LEFT - 16, "y": height - 11.5}, "i"))
+    shared = _inside(layers, drawn)
     panels: list[Markup] = []
     for role, members in by_role(layers, drawn).items():
+        x, y, frame = _ratio_axes([_ratio(layers[i]) for i in (shared if set(members) & set(shared) else members)], height)
         lines = [
             tag(
                 "g",
@@ -102,6 +97,18 @@ def ratios(layers: Sequence[Layer]) -> Markup:
         title = heading(role, _shapes([layers[i] for i in members]), "")
         panels.append(drawing(WIDTH, height, f"Ratio of singular values of {role}", title, frame, lines, kind=kind, data="series"))
     return tag("div", {"class": "panels"}, panels)
+
+
+def _ratio_axes(shown: Sequence[Sequence[tuple[int, float]]], height: float) -> tuple[Scale, Scale, list[Markup]]:
+    low, high = _middle([r for pairs in shown for _, r in pairs])
+    x = Scale(1, max(2, *(pairs[-1][0] for pairs in shown)), LEFT, RIGHT, log=True)
+    y = Scale(low, high, height - 26, 34)
+    fine = (ticks for n in (4, 6, 8) if len(ticks := steps(low, high, n)) > 1)
+    ticks = next(fine, [low, high]) if nice((high - low) / 4) > 1e-6 else [low, high]
+    frame = axes(x, y, [(t, power_label(t)) for t in x.ticks(4)], list(zip(ticks, tick_labels(ticks), strict=True)))
+    frame.append(tag("line", {"class": "unity", "x1": LEFT, "x2": RIGHT, "y1": y(1), "y2": y(1)}))
+    frame.append(tag("text", {"class": "axis-name end", "x": LEFT - 16, "y": height - 11.5}, "i"))
+    return x, y, frame
 
 
 def profiles(found: Sequence[Profiles]) -> Markup:
@@ -161,6 +168,7 @@ def _line(layer: Layer, index: int, x: Scale, y: Scale, depth: str, shown: bool)
     extra = [
         tag("path", {"class": "twin", "d": path(_points(other["spectrum_at"], other["spectrum"], x, y))}) if other else None,
         tag("path", {"class": "tail", "d": path([(x(i), y(s)) for i, s in tail])}) if tail else None,
+        tag("path", {"class": "spikes", "d": spikes}) if (spikes := _spikes(layer, points)) else None,
     ]
     rank = layer["rank"] if layer["state"] == "factored" else None
     if rank is None or rank < 1 or len(points) < 2:
@@ -175,6 +183,12 @@ def _line(layer: Layer, index: int, x: Scale, y: Scale, depth: str, shown: bool)
         tag("circle", {"class": "cut", "cx": cut[0], "cy": cut[1], "r": 2.6}),
         extra,
     )
+
+
+def _spikes(layer: Layer, points: Points) -> str:
+    """A dot for each stored value that stands out of the noise, as one path."""
+    count = sum(i <= layer.get("outliers", 0) for i in layer.get("spectrum_at", [])) if layer.get("edge") else 0
+    return "".join(f"{path([at])}h0" for at in points[:count])
 
 
 def _points(places: Sequence[int], values: Sequence[float], x: Scale, y: Scale) -> Points:
@@ -195,8 +209,8 @@ def _noise(inside: Sequence[Layer], y: Scale) -> list[Markup]:
 
 
 def _typical(layers: Sequence[Layer], members: Sequence[int]) -> int | None:
-    """The matrix in the middle of those with a fitted tail: the one whose fit is drawn before anybody points."""
-    fitted = [i for i in members if layers[i].get("tail")]
+    """The matrix in the middle of those with a fitted tail, or else with an edge of noise: the one whose marks are drawn before anybody points."""
+    fitted = [i for i in members if layers[i].get("tail")] or [i for i in members if layers[i].get("edge")]
     return fitted[len(fitted) // 2] if fitted else None
 
 

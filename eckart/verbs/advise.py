@@ -26,7 +26,7 @@ COUNTS = re.compile("rank|count|directions|outliers|detached")  # columns that c
 
 @cache
 def evidence() -> dict[str, Any]:
-    """What each measure predicted: {"targets": {target: {"what", "low", "high", "models", "columns", "together", "usable"}}}."""
+    """What each measure predicted: {"targets": {target: {"what", "low", "high", "models", "columns", "together", "tried"}}}."""
     return json.loads(resources.files("eckart.verbs").joinpath("evidence.json").read_text(encoding="utf-8"))
 
 
@@ -34,7 +34,7 @@ def rests_on(known: Mapping[str, Any] | None = None) -> list[str]:
     """Names of the measures that predicted something that advice is given on."""
     found: dict[str, None] = {}
     for target in (known or evidence())["targets"].values():
-        if target["usable"] and (target["low"] or target["high"]):
+        if target["low"] or target["high"]:
             found |= {measure_of(k): None for k, row in target["columns"].items() if row["verdict"] == "predicts"}
     return list(found)
 
@@ -90,7 +90,7 @@ class Judge:
     def title(self) -> str:
         """The column in words."""
         measure, _, part = self.key.removesuffix(PER_RANK).partition(".")
-        return title_of(measure, part) + (" as a share of the full rank" if self.key.endswith(PER_RANK) else "")
+        return title_of(measure, part) + (" / full rank" if self.key.endswith(PER_RANK) else "")
 
     def places(self) -> dict[str, float]:
         """Mid-ranks of the values between 0 (least effect expected) and 1 (most)."""
@@ -150,22 +150,24 @@ def advise(records: Sequence[Record], sites: Sequence[Site], known: Mapping[str,
     found = {k: {n: v for n, v in values.items() if n in {s.name for s in inside}} for k, values in features(records, inside).items()}
     suggestions: list[dict[str, Any]] = []
     basis: list[str] = []
-    for name, target in (known or evidence())["targets"].items():
+    for target in (known or evidence())["targets"].values():
         actions = [a for a in (target["low"], target["high"]) if a]
-        head = " and ".join(actions)
+        if not actions:  # the bench measured it for comparison
+            continue
+        head = " and ".join(actions).capitalize()
         if len(inside) < LEAST:
             basis.append(f"{head}: no suggestion, {len(inside)} matrices are too few to rank.")
             continue
         chosen = judges(target, found, len(inside))
-        if not target["usable"] or not chosen:
-            basis.append(f"{head}: no suggestion. {_silence(target, found)}")
+        if not chosen:
+            basis.append(f"{head}: no suggestion. {_silence(target)}")
             continue
         expected = scores(chosen)
         order = sorted(expected, key=lambda n: (expected[n], n))
         most = max(1, min(MOST, len(order) // 5))
         for action, names in ((target["low"], order[:most]), (target["high"], order[::-1][:most])):
             suggestions += [_suggestion(action, n, chosen) for n in names] if action else []
-        basis.append(f"{head}: {_basis(name, target, chosen)}")
+        basis.append(f"{head}: {_basis(target, chosen)}")
     return {"suggestions": suggestions, "basis": basis}
 
 
@@ -174,12 +176,14 @@ def _suggestion(action: str, name: str, chosen: Sequence[Judge]) -> dict[str, An
     return {"action": action, "module": name, "reason": "; ".join(j.says(name) for j in heard), "measures": [j.measure for j in heard]}
 
 
-def _basis(name: str, target: Mapping[str, Any], chosen: Sequence[Judge]) -> str:
+def _basis(target: Mapping[str, Any], chosen: Sequence[Judge]) -> str:
     parts = [f"{j.title} ({_rhos(target['columns'][j.key]['rho'])})" for j in chosen[:4]]
     more = f" and {len(chosen) - 4} more" if len(chosen) > 4 else ""
+    luck = max(target["columns"][j.key]["luck"] for j in chosen)
     return (
         f"ranked by {', '.join(parts)}{more}. In brackets: Spearman correlation with the {target['what']}, and its 95% interval. "
-        f"All of them together, chosen on one model and tested on the other: {_rhos(target['together'])}. Small models: check it on yours."
+        f"The best of the {target['tried']} columns that were tried would do as well by luck in {luck:.1%} of the cases. "
+        "Both models are small: check it on yours."
     )
 
 
@@ -187,11 +191,12 @@ def _rhos(found: Mapping[str, Sequence[float]]) -> str:
     return "; ".join(f"{model} {rho:+.2f} [{low:+.2f}, {high:+.2f}]" for model, (rho, low, high) in found.items())
 
 
-def _silence(target: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def _silence(target: Mapping[str, Any]) -> str:
     """Why a target has no suggestion."""
     good = sorted({measure_of(k) for k, row in target["columns"].items() if row["verdict"] == "predicts"})
     if not good:
-        return f"No measure predicted the {target['what']} on both models of the bench."
-    if not target["usable"]:
-        return f"The measures that predicted the {target['what']} on one model did not order the other one."
-    return f"None of the measures of this run predicted the {target['what']} on both models of the bench. These did: {', '.join(good)}."
+        return f"Not one of the {target['tried']} columns that were tried predicts the {target['what']} on both models of the bench."
+    return (
+        f"What predicts the {target['what']} on both models of the bench was not measured here: {', '.join(good)}. "
+        "It may need calibration text: --calib FILE (calib=...)."
+    )

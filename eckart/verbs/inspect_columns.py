@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,9 @@ def names_of(values: Sequence[Any], settings: Mapping[str, Any]) -> list[str]:
 
 def _name(value: Any) -> str:
     if isinstance(value, list | tuple) and value:
-        return f"{value[0]} to {value[-1]}"
+        ends = [e[1] for v in (value[0], value[-1]) if (e := re.search(r"\.(\d+)(?:\.|$)", str(v)))]
+        first, last = ends if len(ends) == 2 else (value[0], value[-1])  # of modules the numbers of their blocks say it
+        return f"{first} to {last}"
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 

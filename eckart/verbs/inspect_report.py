@@ -25,6 +25,7 @@ def inspect_report(
     host: Host, sites: Sequence[Site], chosen: Sequence[Measure], found: Found, *, other: Host | None, command: str, advice: dict[str, Any] | None, timings: Mapping[str, float]
 ) -> dict[str, Any]:  # fmt: skip
     """The report of a run as plain data, see `eckart.report.schema.Report`."""
+    chosen = sorted(chosen, key=lambda m: m.reads != "pair")  # what compares comes first
     known = {m.name: m for m in chosen}
     by_site: dict[str, list[Record]] = {s.name: [] for s in sites}
     rest: list[Record] = []
@@ -43,7 +44,7 @@ def inspect_report(
     warnings = _warnings(host, other, sites, by_site, known)
     report: dict[str, Any] = {
         "format": 1, "kind": "inspect", "title": f"{host.name} · spectra" if other is None else f"{host.name} beside {other.name}",
-        "verdict": verdict(host, other, layers, chosen, found.records), "model": model_of(host), "layers": layers, "columns": shown,
+        "verdict": verdict(host, other, layers, chosen, found.records, advice), "model": model_of(host), "layers": layers, "columns": shown,
         "methods": [_method(m, [r for r in found.records if r.measure == m.name]) for m in chosen], "depth": depth,
         "facts": [f for r in outside for f in _facts(r, known.get(r.measure))], "curves": [c for r in outside for c in _curves(r, known.get(r.measure))], "profiles": _profiles(found.records, {s.name: s for s in sites}, blocks, known),
         "warnings": warnings, "versions": versions(), "timings": {k: round(v, 2) for k, v in timings.items()}, "command": command or None,
@@ -224,8 +225,15 @@ def _method(measure: Measure, records: Sequence[Record]) -> dict[str, Any]:
     return {
         "name": measure.name, "title": measure.title, "paper": measure.paper, "estimator": measure.estimator, "note": measure.note,
         "settings": ", ".join(f"{k} = {_plain(v)}" for k, v in measure.settings.items()), "fidelity": measure.fidelity, "differs": measure.differs, "unit": measure.unit,
-        "valid": len(records) - len(wrong), "invalid": len(wrong), "reasons": [f"{of[0]} ({len(of)}{', for instance' if len(set(of)) > 1 else ''})" for of in reasons],
+        "valid": len(records) - len(wrong), "invalid": len(wrong), "reasons": [_often(of) for of in reasons],
     }  # fmt: skip
+
+
+def _often(reasons: Sequence[str]) -> str:
+    """The first of some reasons, and how many are like it."""
+    if len(set(reasons)) == 1:
+        return f"{reasons[0]} ({len(reasons)})" if len(reasons) > 1 else reasons[0]
+    return f"{reasons[0]} (and {len(reasons) - 1} alike)"
 
 
 def _plain(value: Any) -> str:

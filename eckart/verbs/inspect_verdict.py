@@ -6,12 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..measures.base import Measure, Record
+from .advise import evidence
 from .host import Host
 
 Layers = Sequence[Mapping[str, Any]]
+SHARE = "60%"  # of the parameters, for the first sentence
+NEAR, FAR = 0.1, 0.35  # relative error of that cut below which weights are called close to low rank, and above which far from it
 
 
-def verdict(host: Host, other: Host | None, layers: Layers, chosen: Sequence[Measure], records: Sequence[Record]) -> list[str]:
+def verdict(
+    host: Host, other: Host | None, layers: Layers, chosen: Sequence[Measure], records: Sequence[Record], advice: Mapping[str, Any] | None
+) -> list[str]:
     """Sentences, the most important one first.
 
     Args:
@@ -20,15 +25,16 @@ def verdict(host: Host, other: Host | None, layers: Layers, chosen: Sequence[Mea
         layers: the matrices of the report.
         chosen: the measures of the run.
         records: what they found.
+        advice: suggestions, where some were asked for.
     """
     names = {m.name for m in chosen}
-    out = [_counts(host, other, layers)]
-    out += _changes(layers) if other is not None else []
+    out = [*(_changes(layers, host, other) if other is not None else ()), *_room(layers), _counts(host, other, layers)]
+    out += _advised(advice) if advice is not None else []
     out += _ranks(layers)
     out += _tails(layers, names)
     doubtful = sum(not r.valid and r.value is not None for r in records)
     if doubtful:
-        out.append(f"{doubtful:,} of {len(records):,} numbers are marked as not valid: they are shown, and are no results.")
+        out.append(f"{doubtful:,} of {len(records):,} results are marked as not valid: their numbers are shown, and mean nothing.")
     if not names & {m.name for m in chosen if m.reads in ("text", "model")}:
         out.append("Weights alone do not say what a cut costs: inputs decide. Calibration text (--calib) measures them too.")
     return out
@@ -45,38 +51,85 @@ def _counts(host: Host, other: Host | None, layers: Layers) -> str:
     return f"{share}." if not skipped else f"{share}; {skipped:,} of them could not be measured."
 
 
+def _room(layers: Layers) -> Iterator[str]:
+    """What plain truncation would do, in the measure of the weights themselves."""
+    found = sorted((v, x["name"]) for x, v in _values(layers, f"compressibility.{SHARE}"))
+    if not found:
+        return
+    middle = found[len(found) // 2][0]
+    word = "close to" if middle < NEAR else "far from" if middle > FAR else "neither close to nor far from"
+    text = f"The weights are {word} low rank: cut to {SHARE} of its parameters by plain SVD, "
+    if len(found) == 1:
+        yield f"{text}the matrix would change by {middle:.0%} of its size."
+    else:
+        (low, least), (high, most) = found[0], found[-1]
+        yield f"{text}a typical matrix would change by {middle:.0%} of its size ({low:.0%} in {least}, {high:.0%} in {most})."
+
+
 def _ranks(layers: Layers) -> Iterator[str]:
-    found = _values(layers, "effective_rank")
-    shares = sorted((v / min(x["shape"]), x["name"]) for x, v in found)
+    shares = sorted((v / min(x["shape"]), x["name"]) for x, v in _values(layers, "effective_rank"))
     if shares:
         (low, least), (high, most) = shares[0], shares[-1]
         middle = shares[len(shares) // 2][0]
-        yield f"Singular values are spread over {middle:.0%} of the possible rank in the middle matrix (effective rank): {low:.0%} in {least}, {high:.0%} in {most}."
+        span = "" if len(shares) == 1 else f": {low:.0%} in {least}, {high:.0%} in {most}"
+        yield f"Effective rank: singular values are spread over {middle:.0%} of the possible directions in a typical matrix{span}."
 
 
 def _tails(layers: Layers, names: set[str]) -> Iterator[str]:
     found = _values(layers, "alpha")
-    if "alpha" in names:
-        inside = sum(2 <= v <= 6 for _, v in found)
-        unsure = sum("alpha" in (x.get("doubt") or {}) for x in layers)
-        if found:
-            text = f"{inside:,} of {len(found):,} fitted tail exponents lie between 2 and 6, the range that is read as well trained"
-            yield f"{text}; {unsure:,} further fits are no power law." if unsure else f"{text}."
-        elif unsure:
-            yield f"No matrix has a tail that a power law fits ({unsure:,} fits are marked as not valid)."
-
-
-def _changes(layers: Layers) -> Iterator[str]:
-    """How far the weights moved, by the first column of relative change that there is."""
-    keys = [k for x in layers for k in (x["measures"] or {}) if "relative" in k]
-    found = _values(layers, keys[0]) if keys else []
+    if "alpha" not in names:
+        return
+    inside = sum(2 <= v <= 6 for _, v in found)
+    unsure = sum("alpha" in (x.get("doubt") or {}) for x in layers)
     if found:
-        ordered = sorted(found, key=lambda p: p[1])
-        (least, low), (most, high) = ordered[0], ordered[-1]
+        text = f"{inside:,} of {len(found):,} power-law tails have an exponent between 2 and 6, which WeightWatcher reads as well trained"
+        yield (f"{text}; {unsure:,} further matrices have no such tail." if unsure else f"{text}.") + _hollow("alpha")
+    elif unsure:
+        yield f"No matrix has a tail that a power law fits ({unsure:,} fits are marked as not valid)."
+
+
+def _hollow(column: str) -> str:
+    """That a famous number said nothing about the loss of a cut, where the bench found so."""
+    row = evidence()["targets"].get("svd_llm", {}).get("columns", {}).get(column, {})
+    return " On the models of the bench that number did not tell what a cut costs." if row.get("verdict") in ("nothing", "opposite") else ""
+
+
+def _changes(layers: Layers, host: Host, other: Host) -> Iterator[str]:
+    """How far the weights moved, and whether their leading directions are new."""
+    found = sorted((v, x["name"]) for x, v in _values(layers, "relative_change.frobenius"))
+    if found:
+        (low, least), (high, most) = found[0], found[-1]
         if high == 0:
             yield "Not one of the compared weights differs."
-        else:
-            yield f"The largest relative change of a weight is {high:.2g} ({most['name']}), the smallest {low:.2g} ({least['name']})."
+            return
+        text = f"{other.name} differs from {host.name} most in {most}, by {_percent(high)} of its size"
+        yield f"{text}." if len(found) == 1 else f"{text}, and least in {least} ({_percent(low)})."
+    counts = _values(layers, "intruder.count")
+    new = [x["name"] for x, v in counts if v > 0]
+    if new:
+        few = ", ".join(new[:3]) + (f" and {len(new) - 3} more" if len(new) > 3 else "")
+        yield f"{len(new):,} of {len(counts):,} matrices gained leading directions that the base does not have (intruders): {few}."
+    elif counts:
+        yield f"None of {len(counts):,} matrices gained a leading direction that the base does not have (intruders)."
+    shares = sorted(v / min(x["shape"]) for x, v in _values(layers, "weight_change.effective_rank"))
+    if shares:
+        yield f"The change itself is spread over {shares[len(shares) // 2]:.0%} of the possible directions in a typical matrix."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g}%"
+
+
+def _advised(advice: Mapping[str, Any]) -> Iterator[str]:
+    """The first suggestion of each action, or that there is none."""
+    first: dict[str, str] = {}
+    for s in advice["suggestions"]:
+        first.setdefault(s["action"], s["module"])
+    if first:
+        words = "; ".join(f"{action} {name}" for action, name in first.items())
+        yield f"First suggestions: {words}. What they rest on is said with them."
+    else:
+        yield "No suggestion is made: nothing that was measured here is known to predict its outcome."
 
 
 def _values(layers: Layers, key: str) -> list[tuple[Mapping[str, Any], float]]:
