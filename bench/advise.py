@@ -13,7 +13,8 @@ A measure predicts an effect when (1) the 95% bootstrap intervals of its rank co
 is as good as its worse model; the share of 5000 shuffles that reach the column is its `luck`. Over all four effects together one false find in
 twenty runs is allowed: luck of at most 0.0125. What only tells large matrices from small ones, or is the best of many tries, does not pass.
 `parameters` and `block` stand beside the measures as what needs no measuring. A harder question is answered too, and decides nothing: does a
-ranking that is made of all columns that look good on one model order the other one?
+ranking that is made of all columns that look good on one model order the other one? It did decide at first, and no advice came out; rule (2) was put
+in its place after these effects had been seen. They are not a fresh sample: a third model is the test that is owed.
 """
 
 from __future__ import annotations

@@ -56,6 +56,8 @@ class _Squares:
 
         assert sample.ids is not None
         chances = output.logits[0, :-1].detach().float().softmax(-1).cpu()
+        if not bool(torch.isfinite(chances).all()):
+            raise Refused(f"the output on text {sample.number} is not finite. Check the weights (eckart inspect), or run in float32.")
         source = generator(self.view.seed, "fisher_trace", str(sample.number))
         labels = torch.multinomial(chances, 1, generator=source).squeeze(1)
         losses = token_losses(output, torch.cat([sample.ids[0, :1].cpu(), labels])[None])

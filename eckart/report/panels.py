@@ -11,6 +11,7 @@ from .svg import STEPS, Scale, axes, bucket, drawing, nice, path, steps, tick_la
 from .words import NONE, number
 
 WIDTH, LEFT, RIGHT = 320.0, 42.0, 318.0
+FEW = 40  # points of a curve that get a dot each
 
 
 def by_role(layers: Sequence[Layer], indices: Sequence[int]) -> dict[str, list[int]]:
@@ -115,7 +116,7 @@ def curve(data: Curve) -> Markup:
     heights = _apart([at for _, at in ends], means, 17.0)
     for k, series in enumerate(data["series"]):
         places = [(x(p[0]), y(p[1])) for p in series["points"]]
-        marks = [tag("circle", {"class": "dot", "cx": px, "cy": py, "r": 3.2}) for px, py in places]
+        marks = [tag("circle", {"class": "dot", "cx": px, "cy": py, "r": 3.2}) for px, py in places] if len(places) <= FEW else []
         sample = tag("path", {"class": "curve", "d": path([(right + 14, heights[k]), (right + 28, heights[k])])})
         name = tag("text", {"class": "end-label", "x": right + 34, "y": heights[k] + 4}, series["name"])
         body.append(tag("g", {"class": f"c{k % 8}"}, tag("path", {"class": "curve", "d": path(places)}), marks, sample, name))

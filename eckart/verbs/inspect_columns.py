@@ -67,9 +67,8 @@ def names_of(values: Sequence[Any], settings: Mapping[str, Any]) -> list[str]:
 
 def _name(value: Any) -> str:
     if isinstance(value, list | tuple) and value:
-        ends = [e[1] for v in (value[0], value[-1]) if (e := re.search(r"\.(\d+)(?:\.|$)", str(v)))]
-        first, last = ends if len(ends) == 2 else (value[0], value[-1])  # of modules the numbers of their blocks say it
-        return f"{first} to {last}"
+        blocks = [m[1] for v in (value[0], value[-1]) if (m := re.search(r"\.(\d+)(?:\.|$)", str(v)))]
+        return " to ".join(blocks if len(blocks) == 2 else (str(value[0]), str(value[-1])))  # of modules the numbers of their blocks say it
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
@@ -83,7 +82,7 @@ def lists(record: Record) -> dict[str, list[float | None]]:
     """The lists of a record that are neither columns nor profiles, thinned to 64 values, by their name within it."""
     found = {"": record.value} if isinstance(record.value, list | tuple) else record.value if isinstance(record.value, Mapping) else {}
     out: dict[str, list[float | None]] = {}
-    drawn = {name for part in profiles(record) for name in (part, f"{part}_at")}
+    drawn = {name for part in plotted(record) for name in (part, f"{part}_at")}
     for part, values in found.items():
         if part in drawn:
             continue
@@ -96,23 +95,32 @@ def lists(record: Record) -> dict[str, list[float | None]]:
     return out
 
 
+def plotted(record: Record) -> dict[str, tuple[list[float], list[float]]]:
+    """{name: (places, values)} of the lists of a record that another list, named with "_at" behind it, gives the places of; finite numbers only."""
+    value = record.value if isinstance(record.value, Mapping) else {}
+    out: dict[str, tuple[list[float], list[float]]] = {}
+    for part, values in value.items():
+        at = value.get(f"{part}_at")
+        if isinstance(values, list | tuple) and isinstance(at, list | tuple) and len(at) == len(values) > 1:
+            pairs = list(zip(at, values, strict=True))
+            good = [(i, float(v)) for i, v in pairs if all(isinstance(x, int | float) and math.isfinite(x) for x in (i, v))]
+            out[str(part)] = [i for i, _ in good], [v for _, v in good]
+    return out
+
+
 def profiles(record: Record) -> dict[str, tuple[list[int], list[float]]]:
-    """{name: (places, values)} of the lists of a record that another list, named with "_at" behind it, gives the places of.
+    """{name: (places, values)} of its lists whose places are counted, 1, 2, ...: spectra. At most 32 values each.
 
     Example:
         >>> from eckart.measures.base import Record
         >>> profiles(Record("a", "kv", {"key": [2.0, 1.0], "key_at": [1, 7]}, ""))
         {'key': ([1, 7], [2.0, 1.0])}
     """
-    value = record.value if isinstance(record.value, Mapping) else {}
     out: dict[str, tuple[list[int], list[float]]] = {}
-    for part, values in value.items():
-        at = value.get(f"{part}_at")
-        if isinstance(values, list | tuple) and isinstance(at, list | tuple) and len(at) == len(values) > 1:
-            good = [(int(i), float(v)) for i, v in zip(at, values, strict=True) if isinstance(v, int | float) and math.isfinite(v)]
-            if len(good) > PROFILE:
-                good = [good[round(i * (len(good) - 1) / (PROFILE - 1))] for i in range(PROFILE)]
-            out[str(part)] = [i for i, _ in good], [v for _, v in good]
+    for part, (at, values) in plotted(record).items():
+        if len(at) > 1 and all(isinstance(i, int) and i >= 1 for i in at):
+            picked = range(len(at)) if len(at) <= PROFILE else [round(i * (len(at) - 1) / (PROFILE - 1)) for i in range(PROFILE)]
+            out[part] = [int(at[i]) for i in picked], [values[i] for i in picked]
     return out
 
 

@@ -6,12 +6,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from ..axes.protocols import Site
 from ..measures.base import Measure, Record
 from .host import Host
-from .inspect_columns import cells, columns, key_of, lists, names_of, profiles, remark, title_of
+from .inspect_columns import cells, columns, key_of, lists, names_of, plotted, profiles, remark, title_of
 from .inspect_run import Found
 from .inspect_verdict import verdict
 from .output import versions
@@ -201,18 +202,26 @@ def _short_lists(record: Record) -> list[tuple[str, list[Any]]]:
 
 def _curves(record: Record, measure: Measure | None) -> list[dict[str, Any]]:
     """A record of the whole model whose mapping holds lists of equal length: the first one across, the others up."""
-    found = lists(record) if record.module == "" and record.valid else {}
+    if record.module or not record.valid:
+        return []
+    title = measure.title if measure is not None else record.measure
+    note = f"How: {record.estimator}." + (f" Mind: {record.note}." if record.note else "")
+    out: list[dict[str, Any]] = []
+    for part, (at, values) in plotted(record).items():
+        if part not in profiles(record) and at:
+            name = part.replace("_", " ")
+            series = {"name": name, "points": [[float(a), v] for a, v in zip(at, values, strict=True)]}
+            out.append({"title": f"{title}: {name}", "x": "value", "y": name, "series": [series], "note": note})
+    found = lists(record)
     (x, across), *others = found.items() if len(found) > 1 else [("", [])]
     drawn = {
         n: [[float(a), float(b)] for a, b in zip(across, up, strict=True) if a is not None and b is not None]
         for n, up in others
-        if len(up) == len(across)
+        if len(up) == len(across) and all(a < b for a, b in pairwise(v for v in across if v is not None))
     }
-    series: list[dict[str, Any]] = [{"name": name.replace("_", " "), "points": points} for name, points in drawn.items() if points]
-    title = measure.title if measure is not None else record.measure
-    note = f"How: {record.estimator}." + (f" Mind: {record.note}." if record.note else "")
-    up = ", ".join(s["name"] for s in series)
-    return [{"title": title, "x": x.replace("_", " "), "y": up, "series": series, "note": note}] if series else []
+    several: list[dict[str, Any]] = [{"name": name.replace("_", " "), "points": points} for name, points in drawn.items() if points]
+    up = several[0]["name"] if len(several) == 1 else measure.unit if measure is not None and measure.unit else "value"
+    return [*out, {"title": title, "x": x.replace("_", " "), "y": up, "series": several, "note": note}] if several else out
 
 
 def _method(measure: Measure, records: Sequence[Record]) -> dict[str, Any]:
@@ -245,18 +254,15 @@ def _plain(value: Any) -> str:
 def _warnings(
     host: Host, other: Host | None, sites: Sequence[Site], by_site: Mapping[str, Sequence[Record]], known: Mapping[str, Measure]
 ) -> list[str]:
-    out = [r for h in (host, other) if h is not None and (r := getattr(h, "remark", ""))]
+    out = list(dict.fromkeys(r for h in (host, other) if h is not None and (r := getattr(h, "remark", ""))))
     missing = [f"{name} ({why})" for name, why in host.catalogue.notes.items() if "checkpoint" in why]
     if missing:
         out.append(f"Not in the checkpoint: {few(missing)}.")
     reasons: dict[str, list[str]] = {}
     for site in sites:
-        why = {
-            r.note
-            for r in by_site[site.name]
-            if r.value is None and known[r.measure].reads in ("spectrum", "weight") and r.measure in known
-        }
-        if len(why) == 1:
+        own = [r for r in by_site[site.name] if r.measure in known and known[r.measure].reads in ("spectrum", "weight")]
+        why = {r.note for r in own}
+        if len(why) == 1 and all(r.value is None for r in own):
             reasons.setdefault(why.pop(), []).append(site.name)
     out += [f"Not measured, {why}: {few(names)}." for why, names in reasons.items()]
     if other is not None:

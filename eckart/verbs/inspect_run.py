@@ -153,14 +153,18 @@ def of_checkpoint(host: Host, sites: Sequence[Site], chosen: Sequence[Measure]) 
     wanted = [m for m in chosen if isinstance(m, OfCheckpoint)]
     if not wanted:
         return []
-    good = [s for s in sites if not unreadable(host, s)]
+    reasons = {s.name: why for s in sites if (why := unreadable(host, s))}
+    good = [s for s in sites if s.name not in reasons]
     view = CheckpointView(host.catalogue, host.read, host.reader.config, good)
     out: list[Record] = []
     for measure in track(wanted, "measuring across weights"):
         try:
-            out += measure.compute(view)
+            found = list(measure.compute(view))
         except Refused as error:
-            out.append(measure.missing("", str(error)))
+            found = [measure.missing("", str(error))]
+        if {r.module for r in found} & {s.name for s in good}:  # it speaks of matrices: of those that it did not see too
+            found += [measure.missing(name, why) for name, why in reasons.items()]
+        out += found
     return out
 
 

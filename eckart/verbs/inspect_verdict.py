@@ -117,7 +117,7 @@ def _changes(layers: Layers, host: Host, other: Host) -> Iterator[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g}%"
+    return f"{100 * share:.2g}%" if share < 1 else f"{share:.0%}"
 
 
 def _advised(advice: Mapping[str, Any]) -> Iterator[str]:

@@ -34,6 +34,12 @@ def choose(tab: Browser, select: str, value: str) -> None:
     tab.js(script.format(json.dumps(select), json.dumps(value)))
 
 
+def focus(tab: Browser, node: str) -> None:
+    """Give an element the focus once it is in view and the scrolling, which hides what is shown, is over."""
+    frames = "requestAnimationFrame(() => requestAnimationFrame(() => { n.focus({preventScroll: true}); done(true); }))"
+    tab.js(f"new Promise(done => {{ const n = {node}; n.scrollIntoView({{block: 'center', behavior: 'instant'}}); {frames}; }})")
+
+
 def order(tab: Browser) -> list[int]:
     return tab.js("[...document.querySelectorAll('#layer-table tbody tr')].filter(r => !r.hidden).map(r => Number(r.dataset.l))")
 
@@ -85,7 +91,7 @@ def test_pointing_at_a_spectrum_shows_its_fit_and_its_spikes(tab: Browser, pages
     before = tab.js(visible)
     assert all(counts[:2] == [1, 1] for counts in before), "one matrix of each role is marked before anybody points"
     node = "document.querySelectorAll('svg.spectra')[1].querySelectorAll('.ln')[4]"
-    tab.js(f"{node}.focus()")
+    focus(tab, node)
     chosen = int(tab.js(f"{node}.dataset.l"))
     assert inspection(6)["layers"][chosen]["name"] in tip(tab)
     assert tab.js(visible)[1][:2] == [1, 1]
@@ -98,7 +104,7 @@ def test_one_matrix_by_keyboard(tab: Browser, pages: dict[str, Path]) -> None:
     """From the map: arrows move, Enter opens everything about the matrix."""
     layers = inspection(6)["layers"]
     tab.open(pages["small"])
-    tab.js("document.querySelector('.heat .cell').focus()")
+    focus(tab, "document.querySelector('.heat .cell')")
     tab.key("ArrowRight")
     name = layers[int(tab.js("document.activeElement.dataset.l"))]["name"]
     tab.key("Enter")
@@ -113,13 +119,13 @@ def test_one_matrix_by_keyboard(tab: Browser, pages: dict[str, Path]) -> None:
 
 def test_charts_by_depth_speak_to_the_keyboard(tab: Browser, pages: dict[str, Path]) -> None:
     tab.open(pages["small"])
-    tab.js("document.querySelectorAll('svg[data-nav=\"depth\"]')[1].focus()")
+    focus(tab, "document.querySelectorAll('svg[data-nav=\"depth\"]')[1]")
     first = tip(tab)
     tab.key("ArrowRight")
     assert "block 1" in tip(tab)
     tab.key("ArrowDown")
     assert tip(tab).split(",")[0] != first.split(",")[0]
-    tab.js("document.querySelector('svg[data-nav=\"profile\"]').focus()")
+    focus(tab, "document.querySelector('svg[data-nav=\"profile\"]')")
     tab.key("ArrowDown")
     assert "encoder.layers.1" in tip(tab)
 
