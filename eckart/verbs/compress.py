@@ -180,7 +180,7 @@ def compress(
         evaluate_on = load_texts(evaluate_on) if evaluate_on is not None else None
         plan, costs, bundles = _plan(host, rec, seed, count)
         folder = Path(out).absolute().parent if out is not None else None
-        plan, route = plan_route(plan, host, rec, bundles, how if given is None else None, runs, folder)
+        plan, route = plan_route(plan, host, rec, bundles, how, given is not None, runs, folder)
         refuse_beyond(plan, limit, Path(out) if out is not None and runs.leads else None, route.caution)
         said = {"notes": [route.note] if route.note else [], "cautions": cautions(route, plan, limit)}
         describe = partial(compress_report, recipe=rec, host=host, bundles=bundles, command=command, **said)

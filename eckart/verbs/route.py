@@ -70,7 +70,7 @@ class Route:
         return one_by_one(self.by_blocks, rec, bundles, original=True), one_by_one(self.by_blocks, rec, bundles)
 
 
-def plan_route(plan: Plan, host: Host, rec: Recipe, bundles: Sequence[Bundle], how: Calibration | None, engine: Engine, folder: Path | None) -> tuple[Plan, Route]:  # fmt: skip
+def plan_route(plan: Plan, host: Host, rec: Recipe, bundles: Sequence[Bundle], how: Calibration, given: bool, engine: Engine, folder: Path | None) -> tuple[Plan, Route]:  # fmt: skip
     """The plan with its memory and disk, and how statistics will be taken.
 
     "auto" goes block by block where the recipe wants propagated inputs, or where the whole model does not fit into the limit; it falls back to
@@ -79,20 +79,21 @@ def plan_route(plan: Plan, host: Host, rec: Recipe, bundles: Sequence[Bundle], h
     Args:
         plan, rec, bundles: of the run.
         host: the model; no tensor of it is read.
-        how: how statistics are taken; None where they are given.
+        how: how statistics are taken.
+        given: whether they are at hand.
         engine: where jobs run.
         folder: where activations are spooled; None is the system's temporary folder.
 
     Raises:
         UsageError: what is asked for cannot be.
     """
-    fit = partial(_fit, plan, host, rec, engine, None if how is None else how.limit)
+    fit = partial(_fit, plan, host, rec, engine, how.limit)
     needs, sites = rec.needs(), tuple(s for b in bundles for s in b.sites)
     propagated = any(s.inputs == blocks.PROPAGATED for s in needs)
-    if propagated and (how is None or how.runner == "whole"):
-        only = "statistics of an earlier run hold none" if how is None else "which --calibrate whole cannot"
+    if propagated and (given or how.runner == "whole"):
+        only = "statistics of an earlier run hold none" if given else "--calibrate whole cannot"
         raise UsageError(f"{rec.name} measures inputs that passed through what is already compressed: {only}. Use --calibrate auto.")
-    if how is None or not needs:
+    if given or not needs:
         return fit({}, 0), Route()
     whole = Route(needs, sites)
     if how.runner == "whole" or (how.runner == "auto" and how.limit is None and not propagated):
@@ -175,8 +176,8 @@ def _with_blocks(
     changed = _largest_step(plan, found, bundles) if found.propagated else 0
 
     def beside(peak: Peak) -> int:
-        """Jobs run while a step is held, or when all statistics lie on disk."""
-        return max(peak.step + changed if route.streams else _at_once(engine) * largest, peak.total - jobs)
+        """Jobs run, and files are written, while a step is held, or when all statistics lie on disk."""
+        return max(peak.step + changed if route.streams else _at_once(engine) * largest, peak.total - jobs - FILES)
 
     peak = found.predict(route.streams, 0)
     spool = SPOOL
@@ -194,7 +195,7 @@ def _with_blocks(
         else ""
     )
     note = (
-        f"Calibrated block by block{why}: {words(peak.total)} at most, at {peak.where}. With the whole model in memory this run would take "
+        f"Calibration goes block by block{why}: at most {words(peak.total)}, at {peak.where}. With the whole model in memory this run would take "
         f"{words(beside_program(in_memory))} beside the program."
     )
     return planned, replace(route, by_blocks=replace(found, spool=spool), note=note)

@@ -88,6 +88,13 @@ def test_two_ranks_of_torchrun(source, reference, tmp_path, run) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "nothing is left beside the output"
 
 
+def test_statistics_by_blocks_are_read_by_all_ranks(source, reference, tmp_path) -> None:
+    argv = [*arguments(source, tmp_path / "out", "svd_llm"), "--engine", "torchrun", "--calibrate", "blocks"]
+    call(argv, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    assert digests(tmp_path / "out") == reference["svd_llm"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"], "nothing is left beside the output"
+
+
 @pytest.mark.parametrize("run", list(RUNS))
 def test_two_workers_of_ray(source, reference, tmp_path, run) -> None:
     pytest.importorskip("ray")
@@ -129,7 +136,7 @@ def test_a_finished_output_is_recognised_and_another_run_is_refused(source, tmp_
 
 
 def test_a_plan_beyond_the_memory_limit_is_refused_before_anything_is_written(source, tmp_path) -> None:
-    with pytest.raises(UsageError, match=r"--max-memory: 10.0 MiB is less than this run takes.*program"):
+    with pytest.raises(UsageError, match=r"--max-memory: 10.0 MiB is less than this run takes beside the program.*jobs"):
         ek.compress(source, "svd", 0.6, out=tmp_path / "out", max_memory="10MiB")
     with pytest.raises(UsageError, match="expected a size such as"):
         ek.compress(source, "svd", 0.6, out=tmp_path / "out", max_memory="many")
