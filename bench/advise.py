@@ -427,6 +427,17 @@ def _both(row: Mapping[str, Any], model: str) -> str:
     return _rho(row["rho"].get(model)) + (f"; {_rho(inside)}" if inside else "")
 
 
+def rows_of(evidence: dict[str, Any]) -> str:
+    """JSON with a line per column of evidence, so that a change of the file can be read."""
+    head = {k: v for k, v in evidence.items() if k != "targets"}
+    targets = []
+    for name, row in evidence["targets"].items():
+        columns = ",\n".join(f"   {json.dumps(k)}: {json.dumps(v)}" for k, v in row["columns"].items())
+        rest = json.dumps({k: v for k, v in row.items() if k != "columns"})[:-1]
+        targets.append(f'  {json.dumps(name)}: {rest},\n  "columns": {{\n{columns}\n  }}}}')
+    return json.dumps(head)[:-1] + ',\n "targets": {\n' + ",\n".join(targets) + "\n }}\n"
+
+
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--reuse", action="store_true", help="take the effects from the result file")
@@ -463,7 +474,7 @@ def main() -> None:
     )
     (RESULTS / "advise.md").write_text(page)
     shipped = {name: {k: v for k, v in t.items() if k != "beside"} for name, t in targets.items()}
-    EVIDENCE.write_text(json.dumps({"format": 1, "command": "python -m bench.advise", "targets": shipped}, indent=1) + "\n")
+    EVIDENCE.write_text(rows_of({"format": 1, "command": "python -m bench.advise", "targets": shipped}))
     for part in RESULTS.glob("advise-*.part.json"):
         part.unlink()
 

@@ -58,7 +58,7 @@ _WHERE = {
     "evaluate": "verbs.evaluate",
     "inspect": "verbs.inspect",
 }
-_WHERE |= dict.fromkeys(("allocate", "core", "factor", "filter", "form", "gradient", "metric"), "axes")
+_WHERE |= dict.fromkeys(("allocate", "core", "factor", "filter", "form", "gradient", "loss", "metric"), "axes")
 _WHERE |= dict.fromkeys(("penalty", "refresh", "roles", "score", "source", "target", "variance"), "axes")
 __all__ = [*_WHERE, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

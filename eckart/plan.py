@@ -139,18 +139,17 @@ class Plan:
 
 def when(recipe: Recipe) -> Decides:
     """When ranks are known. A budget on energy or error needs spectra, whatever the allocation, and so do factors that are trained first."""
-    trained = recipe.factor is not None and hasattr(recipe.factor, "lasso")
-    return "spectra" if trained or recipe.budget.kind in ("energy", "error", "threshold") else recipe.allocate.decides
+    return "spectra" if trains_factors(recipe) or recipe.budget.kind in ("energy", "error", "threshold") else recipe.allocate.decides
+
+
+def trains_factors(recipe: Recipe) -> bool:
+    """Whether factors are trained before ranks are known."""
+    return recipe.factor is not None and recipe.factor.trains
 
 
 def judges(recipe: Recipe) -> bool:
     """Whether a run measures the loss of changed models, or trains: it then needs calibration whatever the statistics."""
-    return (
-        recipe.recover is not None
-        or hasattr(recipe.factor, "lasso")
-        or hasattr(recipe.score, "measured")
-        or recipe.allocate.decides == "training"
-    )
+    return recipe.recover is not None or trains_factors(recipe) or recipe.score.measures or recipe.allocate.decides == "training"
 
 
 def compute_dtype(recipe: Recipe) -> str:

@@ -7,6 +7,7 @@ from . import filter as filter
 from . import form as form
 from . import gradient as gradient
 from . import group as group
+from . import loss as loss
 from . import metric as metric
 from . import penalty as penalty
 from . import recover as recover

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import UsageError
-from .base import NOTHING, Choice
+from .base import NOTHING, Choice, FormChoice
 from .core import Affine, Block, Dense, Diag, Masked
 from .draw import Draw, check
 from .protocols import Bundle, Cost, Parts
@@ -42,7 +42,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Branch(Choice):
+class Branch(FormChoice):
     """Two thin factors, with or without a core, whose product is added to the layer: y = base(x) + s L C R x - s L0 C0 R0 x.
 
     The base keeps its bits: what the branch holds at the start is taken away in the forward pass (`base="subtract"`), so the layer begins
@@ -65,7 +65,6 @@ class Branch(Choice):
     """
 
     kind: ClassVar[str] = "branch"
-    axis: ClassVar[str] = "form"
     gives: ClassVar[frozenset[str]] = frozenset({"branch"})
     layout: ClassVar[str] = "adapter"
 
@@ -99,6 +98,10 @@ class Branch(Choice):
     @property
     def takes(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset({"kept"}) if self.uses_triples else NOTHING
+
+    @property
+    def mutates(self) -> bool:
+        return self.base == "mutate"
 
     @property
     def uses_triples(self) -> bool:

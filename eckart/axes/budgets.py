@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import ClassVar
 
 from ..errors import UsageError
-from .base import Choice
+from .base import AllocateChoice
 from .protocols import Budget, Cost
 
 Curves = Mapping[str, Sequence[float]]
@@ -90,7 +89,7 @@ def tails_of(curve: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Allocation(Choice):
+class Allocation(AllocateChoice):
     """Base of allocations: a rule in `ranks`, and ranks as multiples of a number on request.
 
     Under a budget of parameters whole steps of `multiple` ranks are given out, so the total stays within the budget; under a budget of ranks the
@@ -99,8 +98,6 @@ class Allocation(Choice):
     Args:
         multiple: 8 or 16 suit matrix units of GPUs; 1 is any rank.
     """
-
-    axis: ClassVar[str] = "allocate"
 
     multiple: int = 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from .base import Choice
+from .base import FactorChoice
 from .protocols import Parts
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SVD(Choice):
+class SVD(FactorChoice):
     """Truncated singular value decomposition in the metric: the optimum of Eckart, Young and Mirsky.
 
     Args:
@@ -23,7 +23,6 @@ class SVD(Choice):
     """
 
     kind: ClassVar[str] = "svd"
-    axis: ClassVar[str] = "factor"
     gives: ClassVar[frozenset[str]] = frozenset({"triples"})
 
     certify: str = "free"
@@ -52,6 +51,7 @@ class Ordered(SVD):
     """
 
     kind: ClassVar[str] = "ordered"
+    trains: ClassVar[bool] = True
 
     steps: int = 300
     lr: float = 1e-3
@@ -76,12 +76,11 @@ def _refuse_metric(kind: str, sides: tuple[Weight | None, Weight | None]) -> Non
 
 
 @dataclass(frozen=True)
-class LDU(Choice):
+class LDU(FactorChoice):
     """W = L diag(d) U with row pivots, for branches. Triples come in the order of elimination, not of size, and their first few are no
     approximation."""
 
     kind: ClassVar[str] = "ldu"
-    axis: ClassVar[str] = "factor"
     takes: ClassVar[frozenset[str]] = frozenset({"branch"})
     gives: ClassVar[frozenset[str]] = frozenset({"triples"})
 
@@ -94,7 +93,7 @@ class LDU(Choice):
 
 
 @dataclass(frozen=True)
-class Nystrom(Choice):
+class Nystrom(FactorChoice):
     """Leading columns and rows of W with a matrix between them, for branches with a dense core. Not the best approximation, but free.
 
     Args:
@@ -104,7 +103,6 @@ class Nystrom(Choice):
     """
 
     kind: ClassVar[str] = "nystrom"
-    axis: ClassVar[str] = "factor"
     takes: ClassVar[frozenset[str]] = frozenset({"branch"})
     gives: ClassVar[frozenset[str]] = frozenset({"triples"})
     nested: ClassVar[bool] = False
@@ -133,14 +131,13 @@ class Nystrom(Choice):
 
 
 @dataclass(frozen=True)
-class Kronecker(Choice):
+class Kronecker(FactorChoice):
     """W = sum of s_k A_k (x) B_k, for the form `kron`: the singular value decomposition of W's entries laid out as (A, B).
 
     The optimum among sums of as many Kronecker products of these shapes; see `linalg.kronecker`.
     """
 
     kind: ClassVar[str] = "kronecker"
-    axis: ClassVar[str] = "factor"
     takes: ClassVar[frozenset[str]] = frozenset({"kron"})
     gives: ClassVar[frozenset[str]] = frozenset({"triples", "kronecker"})
 

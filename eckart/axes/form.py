@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .base import Choice
+from .base import FormChoice
 from .bases import Gated as Gated
 from .bases import Householder as Householder
 from .branch import Branch as Branch
@@ -20,13 +20,14 @@ from .rows import Rows as Rows
 from .shared import SharedBasis as SharedBasis
 from .smaller import Smaller as Smaller
 from .tucker import Tucker as Tucker
+from .whole import Whole as Whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Pair(Choice):
+class Pair(FormChoice):
     """Two matrices in place of one: y = up (down x) + bias. `layout="dense"` multiplies them back: loads anywhere, saves nothing.
 
     Args:
@@ -35,7 +36,6 @@ class Pair(Choice):
     """
 
     kind: ClassVar[str] = "pair"
-    axis: ClassVar[str] = "form"
     takes: ClassVar[frozenset[str]] = frozenset({"kept"})
     gives: ClassVar[frozenset[str]] = frozenset({"bias", "pair"})
 
@@ -45,10 +45,6 @@ class Pair(Choice):
     @property
     def parts(self) -> tuple[str, ...]:
         return ("up", "down")
-
-    @property
-    def uses_rest(self) -> bool:
-        return False
 
     def cost(self, bundle: Bundle) -> Cost:
         """r (m + n) against m n. A bias is counted on neither side unless the metric adds one (see `solve.cost`)."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..errors import Refused, UsageError
 from .branch import Material
 from .draw import Draw, drawing
 from .protocols import Bundle, Cost, Parts, Read, Site, StatsView
 from .recipe import Recipe
-from .triples import triples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,9 +23,12 @@ if TYPE_CHECKING:
 class AdapterForm(Protocol):
     """What a form must say to be an adapter. `form.Branch` is the one that nearly all are settings of.
 
-    A form that is made of the source as a whole, not of triples, also has `uses_source = True`; one that holds no plain factors names in
-    `conflicts` ("penalty.orth") what would act on them in training.
+    `FormChoice` has what it may declare beside: `uses_source`, `ranked`, `conflicts`.
     """
+
+    uses_source: ClassVar[bool]
+    ranked: ClassVar[bool]
+    conflicts: ClassVar[frozenset[str]]
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -103,7 +105,7 @@ def empty(recipe: Recipe, action: Action, rank: int, *, asked: int, alpha: float
     """
     form: AdapterForm = recipe.form
     acts = [f"{p.axis}.{p.kind}" for p in recipe.pieces()] + [f"roles.{r.kind}" for r in recipe.roles.values()]
-    bad = next((a for a in acts if a in getattr(form, "conflicts", ())), None)
+    bad = next((a for a in acts if a in form.conflicts), None)
     if bad is not None:
         raise UsageError(
             f"{recipe.name}: {bad} works on the factors L and R of a branch, which form={recipe.form.kind} does not hold as such. "
@@ -146,7 +148,7 @@ def start(
     if form.uses_triples:
         full = min(site.shape)
         cap = full if form.uses_rest else recipe.filter.cap(rank, full)
-        reuse = known is not None and getattr(recipe.factor, "nested", True)
+        reuse = known is not None and recipe.factor.nested
         parts = known if reuse and known is not None else factorise(recipe, site, read, stats, cap, seed=seed, algorithm=algorithm)
         assert parts.values is not None
         count = min(cap, len(parts.values))
@@ -154,7 +156,7 @@ def start(
             parts = _leading(parts, count)
         made = Material(*recipe.filter.split(parts, rank))
         record["certificate"] = dict(parts.certificate)
-    elif getattr(form, "uses_source", False):
+    elif form.uses_source:
         weight = read(site)
         _refuse_unless_finite(weight, site.name, recipe)
         made = Material(source=recipe.source.operator(Bundle(site.name, (site,)), read, stats), weight=weight)
@@ -179,7 +181,7 @@ def factorise(recipe: Recipe, site: Site, read: Read, stats: StatsView, cap: int
         raise UsageError(f"{recipe.name}: form.of={recipe.form.of} is made of triples, and source={recipe.source.kind} is no matrix.")
     _refuse_unless_finite(op, site.name, recipe)
     sides = recipe.metric.sides(bundle, stats)
-    return triples(recipe.factor, op, sides, min(cap, *op.shape), algorithm, seed_of(seed, site.name), name=site.name)
+    return recipe.factor.triples(op, sides, min(cap, *op.shape), algorithm, seed_of(seed, site.name), site.name)
 
 
 def curve(recipe: Recipe, site: Site, read: Read, stats: StatsView, cap: int, *, seed: int) -> tuple[Sequence[float], Parts]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from .base import Choice
+from .base import AdapterChoice, Choice
 from .branch import Material
 from .budgets import Allocation, Costs, Curves, Ranks, bounded, one_rank
 from .draw import Draw
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Kron(Choice):
+class Kron(AdapterChoice):
     """y = base(x) + s sum_k (A_k (x) B_k) x, less what the sum begins with; half of each singular value in either factor.
 
     A rank counts products. A matrix that needs fewer of them than its rank says gets no more than it needs.
@@ -32,20 +32,22 @@ class Kron(Choice):
     """
 
     kind: ClassVar[str] = "kron"
-    axis: ClassVar[str] = "form"
     takes: ClassVar[frozenset[str]] = frozenset({"kept", "kronecker"})
     gives: ClassVar[frozenset[str]] = frozenset({"kron"})
-    layout: ClassVar[str] = "adapter"
-    identity: ClassVar[bool] = True
-    uses_triples: ClassVar[bool] = True
-    uses_rest: ClassVar[bool] = False
-    split: ClassVar[bool] = False
     conflicts: ClassVar[frozenset[str]] = frozenset(
         {"penalty.orth", "refresh.refactor", "refresh.allocate", "gradient.project", "roles.protect"}
     )
 
     base: Literal["subtract", "mutate"] = "subtract"
     scale: float = 1.0
+
+    @property
+    def mutates(self) -> bool:
+        return self.base == "mutate"
+
+    @property
+    def uses_triples(self) -> bool:
+        return True
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import Refused, UsageError
 from ..seeds import generator
-from .base import Choice
+from .base import FormChoice
 from .experts import CHOSEN, COUNTS, unstack
 from .protocols import Bundle, Cost, Edits, Made, Outcome, Parts, Ranked, Read, Stat, StatsView
 
@@ -22,7 +22,7 @@ ROUNDS = 100
 
 
 @dataclass(frozen=True)
-class Merged(Choice):
+class Merged(FormChoice):
     """Cluster the experts of a layer by how alike their outputs are, and merge each cluster into one expert; the rank is how many remain.
 
     Of a cluster with routing frequencies f_i, each matrix becomes U_r U_r^T sum f_i W_i / sum f_i, where U_r spans the leading left singular
@@ -36,7 +36,7 @@ class Merged(Choice):
     """
 
     kind: ClassVar[str] = "merged"
-    axis: ClassVar[str] = "form"
+    solves: ClassVar[bool] = True
     gives: ClassVar[frozenset[str]] = frozenset({"merged experts"})
 
     energy: float = 1.0
@@ -54,10 +54,6 @@ class Merged(Choice):
     @property
     def parts(self) -> tuple[str, ...]:
         return ("experts", "router")
-
-    @property
-    def uses_rest(self) -> bool:
-        return False
 
     def cost(self, bundle: Bundle) -> Cost:
         """Parameters of an expert and its row of the router."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .training import Piece, Training, add_gradient
 
@@ -157,3 +157,62 @@ class Anchor(Penalty):
         if found is None:
             raise UsageError(f"penalty.anchor: {name} does not hold where its {part} began; form=rows and branches with minus=initial do.")
         return found
+
+
+@dataclass(frozen=True)
+class UnitUpdate(Penalty):
+    """Distance of the update D = W - W0 of a layer from one with orthonormal rows or columns: ‖D^T D - I‖ or ‖D D^T - I‖, the smaller side.
+
+    It wants all min(m, n) singular values of the update at 1, far above those of usual updates; an update of rank r stays at sqrt(min(m, n) - r).
+    From zero it does not move anything. Thin updates are measured through the Grams of their factors.
+
+    Args:
+        weight: lambda.
+        norm: "fro", or "fro2", its square.
+        reduce: over the layers.
+        smooth: sqrt(x² + smooth²) - smooth instead of the norm x.
+    """
+
+    kind: ClassVar[str] = "unit_update"
+
+    weight: float = 1.0
+    norm: Literal["fro", "fro2"] = "fro"
+    reduce: Reduce = "sum"
+    smooth: float = 1e-3
+
+    def value(self, training: Training) -> Tensor:
+        return self._reduced([self._far(b) for b in self._layers(training)]) * self.strength(training)
+
+    def before_step(self, training: Training) -> None:
+        import torch
+
+        layers = self._layers(training)
+        share = self.strength(training) / (len(layers) if self.reduce == "mean" and layers else 1)
+        for branch in layers if share else ():
+            trained = [p for p in branch.trained().values() if p.requires_grad]
+            with torch.enable_grad():
+                found = torch.autograd.grad(self._far(branch), trained, allow_unused=True)
+            for parameter, gradient in zip(trained, found, strict=True):
+                if gradient is not None:
+                    add_gradient(parameter, gradient * share)
+
+    def _layers(self, training: Training) -> list[Any]:
+        return [b for b in training.layers.values() if any(p.requires_grad for p in b.trained().values())]
+
+    def _far(self, branch: Any) -> Tensor:
+        square = self._square(branch).clamp_min(0)
+        return square if self.norm == "fro2" else (square + self.smooth**2).sqrt() - self.smooth
+
+    def _square(self, branch: Any) -> Tensor:
+        """‖D^T D - I‖², in float64: tr (D^T D)² - 2 tr D^T D + min(m, n) through r x r Grams, where they are the smaller ones."""
+        import torch
+
+        thin = branch.lora()
+        side = min(branch.action.out, branch.action.into)
+        if thin is not None and len(thin[0]) < side:
+            a, b = (t.double() for t in thin)
+            product = (a @ a.T) @ (b.T @ b)
+            return (product * product.T).sum() - 2 * product.trace() + side
+        update = branch.delta_matrix().double()
+        gram = update @ update.T if update.shape[0] == side else update.T @ update
+        return (gram - torch.eye(side, dtype=gram.dtype, device=gram.device)).square().sum()

@@ -109,8 +109,7 @@ class Recipe:
     def needs(self) -> frozenset[Stat]:
         """The statistics that must be measured before anything is factorised."""
         found = frozenset[Stat]().union(*(a.needs for a in (*self.axes().values(), *self.pieces())))
-        embeddings = getattr(self.target, "embeddings", False)  # only they have row frequencies
-        return found if embeddings else frozenset(s for s in found if s.kind != "frequency")
+        return found if self.target.tables else frozenset(s for s in found if s.kind != "frequency")
 
     def pieces(self) -> tuple[Any, ...]:
         """What acts during training, in the order in which it does: gradients are changed before penalties are added to them."""
@@ -128,8 +127,8 @@ class Recipe:
         return self.with_(**self.variants[name])
 
     def plus(self, other: Recipe) -> Recipe:
-        """This recipe with what acts during the training of another beside its own."""
-        return self.with_(**{axis: getattr(self, axis) + getattr(other, axis) for axis in PIECES})
+        """This recipe with what acts during the training of another beside its own, on the blocks that the other chooses where it does."""
+        return self.with_(target=other.target.around(self.target), **{axis: getattr(self, axis) + getattr(other, axis) for axis in PIECES})
 
     def with_(self, **changes: Any) -> Recipe:
         """The same recipe with other choices; checked like a new one.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import UsageError
-from .base import Choice
+from .base import RefineChoice
 from .metric import Inputs
 from .protocols import Bundle, Parts, Site, Stat, StatsView
 
@@ -21,7 +21,7 @@ ENOUGH = 1e-10  # relative residual at which they stop
 
 
 @dataclass(frozen=True)
-class LeastSquares(Choice):
+class LeastSquares(RefineChoice):
     """Fit factors again so that E‖(W - up down) x - b‖² is least on the given inputs; exact, and never worse than before.
 
     The target is what the original matrix makes of these inputs. On the inputs of the metric itself a pair is optimal already; what is left to
@@ -36,7 +36,7 @@ class LeastSquares(Choice):
     """
 
     kind: ClassVar[str] = "least_squares"
-    axis: ClassVar[str] = "refine"
+    refits: ClassVar[bool] = True
 
     update: tuple[Literal["up", "down"], ...] = ("up",)
     bias: Literal["existing", "add", "never"] = "existing"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -67,8 +67,8 @@ class Allocate(Piece):
     Args:
         keep: share of all ranks that is left at the end.
         every: steps between two cuts.
-        warm: steps before the first cut.
-        final: steps at the end in which the cut is fixed.
+        warm: steps before the first cut; a number below 1 is a share of the run.
+        final: steps at the end in which the cut is fixed, likewise.
         betas: smoothing of the sensitivity, and of its variation.
     """
 
@@ -77,11 +77,15 @@ class Allocate(Piece):
 
     keep: float = 2 / 3
     every: int = 1
-    warm: int = 0
-    final: int = 0
+    warm: float = 0
+    final: float = 0
     betas: tuple[float, float] = (0.85, 0.85)
 
     def state(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        if not {"left", "core", "right"} <= shapes.keys() or len(shapes["core"]) != 1:
+            raise UsageError(
+                f"refresh.allocate cuts entries of a diagonal between two factors (form.core.kind=diag); this form has {', '.join(sorted(shapes))}."
+            )
         out: dict[str, tuple[int, ...]] = {"mask": shapes["core"]}
         for part in ("left", "core", "right"):
             out |= {f"{part}_mean": shapes[part], f"{part}_spread": shapes[part]}
@@ -90,10 +94,14 @@ class Allocate(Piece):
     def begin(self, training: Training) -> None:
         if training.total is None:
             raise UsageError("refresh.allocate follows a schedule: it must know the run's steps. Give total_steps to glue.begin(...).")
-        if self.warm + self.final >= training.total:
-            raise UsageError(
-                f"refresh.allocate: {self.warm} warm and {self.final} final steps leave none of {training.total} to cut ranks in."
-            )
+        warm, final = self.ends(training.total)
+        if warm + final >= training.total:
+            raise UsageError(f"refresh.allocate: {warm} warm and {final} final steps leave none of {training.total} to cut ranks in.")
+
+    def ends(self, total: int) -> tuple[int, int]:
+        """(warm, final) in steps of a run of `total`."""
+        warm, final = (round(x * total) if x < 1 else int(x) for x in (self.warm, self.final))
+        return warm, final
 
     def budget(self, step: int, total: int, ranks: int) -> int:
         """Entries that are left after a step.
@@ -108,28 +116,30 @@ class Allocate(Piece):
             (40, 20)
         """
         last = round(self.keep * ranks)
-        if step <= self.warm:
+        warm, final = self.ends(total)
+        if step <= warm:
             return ranks
-        if step >= total - self.final:
+        if step >= total - final:
             return last
-        left = 1 - (step - self.warm) / (total - self.final - self.warm)
-        return last + round((ranks - last) * left**3)
+        left = 1 - (step - warm) / (total - final - warm)
+        return int(last + (ranks - last) * left**3)
 
     def after_step(self, training: Training) -> None:
         import torch
 
         total = training.total
         assert total is not None
+        warm, final = self.ends(total)
         with torch.no_grad():
             layers: dict[str, Any] = dict(training.layers)
-            fixed = training.step > total - self.final
+            fixed = training.step > total - final
             if not fixed:
                 for layer in layers.values():
                     self._remember(layer)
             if fixed:
                 for layer in layers.values():
                     layer.core.mul_(layer.state_mask)
-            elif training.step > self.warm and (training.step % self.every == 0 or training.step == total - self.final):
+            elif training.step > warm and (training.step % self.every == 0 or training.step == total - final):
                 ranks = sum(layer.rank for layer in layers.values())
                 self._cut(layers, self.budget(training.step, total, ranks))
 
@@ -160,3 +170,82 @@ class Allocate(Piece):
             return getattr(layer, f"state_{part}_mean") * getattr(layer, f"state_{part}_spread")
 
         return score("core") + score("left").mean(0) + score("right").mean(1)
+
+
+@dataclass(frozen=True)
+class Sample(Piece):
+    """Train the layers of a few blocks at a time: every so many steps others are drawn, and what the optimiser remembers of those that rest is dropped.
+
+    Blocks are drawn uniformly without replacement, from the seed and the number of the draw alone, so every process and every run that goes on
+    draws the same. Layers outside the repeated blocks always train.
+
+    Args:
+        blocks: how many train at a time; all of them where the model has no more.
+        every: steps between two draws.
+    """
+
+    kind: ClassVar[str] = "sample"
+    axis: ClassVar[str] = "refresh"
+    freezes: ClassVar[bool] = True
+
+    blocks: int = 2
+    every: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"refresh.sample: {name} must be at least 1, found {getattr(self, name)}.")
+
+    def drawn(self, names: Iterable[str], seed: int, draw: int) -> frozenset[str]:
+        """The blocks that train during a draw, of those that hold the named layers.
+
+        Example:
+            >>> sorted(Sample(blocks=2).drawn(["h.0.q", "h.1.q", "head"], seed=0, draw=0))
+            ['h.0', 'h.1']
+        """
+        import torch
+
+        from ..seeds import generator
+
+        blocks = list(dict.fromkeys(b for b in map(block_of, names) if b))
+        order = torch.randperm(len(blocks), generator=generator(seed, "blocks that train", str(draw))).tolist()
+        return frozenset(blocks[i] for i in order[: self.blocks])
+
+    def begin(self, training: Training) -> None:
+        training.notes["sample"] = [p for b in training.layers.values() for p in b.trained().values() if p.requires_grad]
+        self._choose(training, drop=False)
+
+    def after_step(self, training: Training) -> None:
+        if training.step % self.every == 0:
+            self._choose(training, drop=True)
+
+    def end(self, training: Training) -> None:
+        for parameter in training.notes.pop("sample", ()):
+            parameter.requires_grad_(True)
+
+    def _choose(self, training: Training, drop: bool) -> None:
+        trains = self.drawn(training.layers, training.seed, training.step // self.every)
+        ours = {id(p) for p in training.notes["sample"]}
+        for name, branch in training.layers.items():
+            block = block_of(name)
+            for parameter in branch.trained().values():
+                if id(parameter) not in ours:
+                    continue
+                on = not block or block in trains
+                parameter.requires_grad_(on)
+                if not on:
+                    parameter.grad = None
+                    if drop:
+                        training.forget(parameter)
+
+
+def block_of(name: str) -> str:
+    """The repeated block that a layer lies in: its name up to the first number; empty outside.
+
+    Example:
+        >>> block_of("model.layers.3.mlp.up_proj"), block_of("lm_head")
+        ('model.layers.3', '')
+    """
+    parts = name.partition("[")[0].split(".")
+    at = next((i for i, p in enumerate(parts) if p.isdigit()), None)
+    return "" if at is None else ".".join(parts[: at + 1])

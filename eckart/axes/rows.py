@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import Refused, UsageError
-from .base import Choice
+from .base import AdapterChoice, Choice
 from .branch import Material
 from .draw import Draw
 from .protocols import Bundle, Cost
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Rows(Choice):
+class Rows(AdapterChoice):
     """The rows of a few tokens, beginning with what the source gives for them; every other row keeps its bits. The rank counts tokens.
 
     Args:
@@ -28,19 +28,17 @@ class Rows(Choice):
     """
 
     kind: ClassVar[str] = "rows"
-    axis: ClassVar[str] = "form"
     takes: ClassVar[frozenset[str]] = frozenset({"rows"})
-    layout: ClassVar[str] = "adapter"
-    identity: ClassVar[bool] = False
-    uses_triples: ClassVar[bool] = False
     uses_source: ClassVar[bool] = True
-    uses_rest: ClassVar[bool] = False
-    split: ClassVar[bool] = False
     conflicts: ClassVar[frozenset[str]] = frozenset(
         {"penalty.orth", "refresh.refactor", "refresh.allocate", "gradient.project", "roles.protect"}
     )
 
     tokens: tuple[int, ...] = ()
+
+    @property
+    def identity(self) -> bool:
+        return False
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ..errors import UsageError
-from .base import Choice
+from .base import ScoreChoice
 from .budgets import tails_of
 from .protocols import Bundle, Stat, StatsView
 
@@ -19,7 +19,7 @@ INFLUENCE = Stat("influence", at="block")
 
 
 @dataclass(frozen=True)
-class PredictedLoss(Choice):
+class PredictedLoss(ScoreChoice):
     """Squared singular values of the weighted matrix: how much loss each rank takes away, in the metric's own unit.
 
     Comparable across matrices when the metric measures the model's loss on both sides; with an input metric alone the unit
@@ -27,7 +27,6 @@ class PredictedLoss(Choice):
     """
 
     kind: ClassVar[str] = "predicted_loss"
-    axis: ClassVar[str] = "score"
     gives: ClassVar[frozenset[str]] = frozenset({"additive"})
 
     def curve(self, bundle: Bundle, spectrum: Tensor, stats: StatsView) -> Sequence[float]:
@@ -35,11 +34,10 @@ class PredictedLoss(Choice):
 
 
 @dataclass(frozen=True)
-class Energy(Choice):
+class Energy(ScoreChoice):
     """Share of the matrix's own squared spectrum. Scale-free, hence blind to which matrix matters more."""
 
     kind: ClassVar[str] = "energy"
-    axis: ClassVar[str] = "score"
     gives: ClassVar[frozenset[str]] = frozenset({"additive", "share"})
 
     def curve(self, bundle: Bundle, spectrum: Tensor, stats: StatsView) -> Sequence[float]:
@@ -49,11 +47,10 @@ class Energy(Choice):
 
 
 @dataclass(frozen=True)
-class MinMax(Choice):
+class MinMax(ScoreChoice):
     """(s - min s) / (max s - min s): WeLore's normalised spectrum. One outlier at either end moves every value."""
 
     kind: ClassVar[str] = "min_max"
-    axis: ClassVar[str] = "score"
     gives: ClassVar[frozenset[str]] = frozenset({"level"})
 
     def curve(self, bundle: Bundle, spectrum: Tensor, stats: StatsView) -> Sequence[float]:
@@ -63,11 +60,10 @@ class MinMax(Choice):
 
 
 @dataclass(frozen=True)
-class Value(Choice):
+class Value(ScoreChoice):
     """The values of the factorisation themselves, on one scale for all matrices: for `factor.ordered` the norm of each triple."""
 
     kind: ClassVar[str] = "value"
-    axis: ClassVar[str] = "score"
     gives: ClassVar[frozenset[str]] = frozenset({"level"})
 
     def curve(self, bundle: Bundle, spectrum: Tensor, stats: StatsView) -> Sequence[float]:
@@ -75,7 +71,7 @@ class Value(Choice):
 
 
 @dataclass(frozen=True)
-class MeasuredLoss(Choice):
+class MeasuredLoss(ScoreChoice):
     """How much the model's loss rises when one matrix alone is cut, measured at a few sizes; between them by the predicted loss.
 
     Costs an evaluation per matrix and size. The loss is next-token cross-entropy, or without a next token the distance from the original's
@@ -87,7 +83,7 @@ class MeasuredLoss(Choice):
     """
 
     kind: ClassVar[str] = "measured_loss"
-    axis: ClassVar[str] = "score"
+    measures: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset({"pair"})
     gives: ClassVar[frozenset[str]] = frozenset({"additive"})
 
@@ -136,11 +132,10 @@ def influence_of(bundle: Bundle, stats: StatsView) -> float:
 
 
 @dataclass(frozen=True)
-class BlockInfluence(Choice):
+class BlockInfluence(ScoreChoice):
     """One number per matrix: how far its block turns the tokens, 1 - cos(input, output). Blocks of no influence can lose most."""
 
     kind: ClassVar[str] = "block_influence"
-    axis: ClassVar[str] = "score"
     gives: ClassVar[frozenset[str]] = frozenset({"scalar"})
 
     @property
@@ -152,11 +147,10 @@ class BlockInfluence(Choice):
 
 
 @dataclass(frozen=True)
-class InfluenceAndLoss(Choice):
+class InfluenceAndLoss(ScoreChoice):
     """The influence of the block, then the squared spectrum: what `allocate.pool` weighs one against the other."""
 
     kind: ClassVar[str] = "influence_and_loss"
-    axis: ClassVar[str] = "score"
     gives: ClassVar[frozenset[str]] = frozenset({"influence"})
 
     @property
@@ -168,7 +162,7 @@ class InfluenceAndLoss(Choice):
 
 
 @dataclass(frozen=True)
-class TailExponent(Choice):
+class TailExponent(ScoreChoice):
     """One number per matrix: exponent of the power law in the tail of its squared spectrum. High is read as little trained: it can lose most.
 
     Args:
@@ -176,7 +170,6 @@ class TailExponent(Choice):
     """
 
     kind: ClassVar[str] = "tail_exponent"
-    axis: ClassVar[str] = "score"
     gives: ClassVar[frozenset[str]] = frozenset({"scalar"})
 
     fit: Literal["hill", "peak"] = "peak"

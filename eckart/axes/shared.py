@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .base import Choice
+from .base import FormChoice
 from .pairs import Balance, Layout, apply_site, balance, base_of, dense_tensors, pair_outcome, pair_tables, pair_tensors, reread_site
 from .protocols import Bundle, Cost, Edits, Made, Outcome, Parts, Ranked
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SharedBasis(Choice):
+class SharedBasis(FormChoice):
     """Matrices that are solved together keep one common factor and one of their own each; a group of one is an ordinary pair.
 
     Sharing "in": one `down` (r, n), an `up` (m_i, r) for each. Sharing "out": one `up` (m, r), a `down` (r, n_i) for each. The common factor is
@@ -27,7 +27,6 @@ class SharedBasis(Choice):
     """
 
     kind: ClassVar[str] = "shared_basis"
-    axis: ClassVar[str] = "form"
     takes: ClassVar[frozenset[str]] = frozenset({"kept"})
     gives: ClassVar[frozenset[str]] = frozenset({"bias", "pair", "common basis"})
 
@@ -37,10 +36,6 @@ class SharedBasis(Choice):
     @property
     def parts(self) -> tuple[str, ...]:
         return ("basis", "coeff")
-
-    @property
-    def uses_rest(self) -> bool:
-        return False
 
     def cost(self, bundle: Bundle) -> Cost:
         """r (common length + all others) against the sum of the matrices."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from .base import Choice
+from .base import FormChoice
 from .pairs import dense_tensors
 from .protocols import Bundle, Cost, Edits, Made, Outcome, Parts, Ranked, Read, Site, Stat, StatsView
 
@@ -23,7 +23,7 @@ LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 @dataclass(frozen=True)
-class Smaller(Choice):
+class Smaller(FormChoice):
     """Keep some channels of each MLP and attention; what reads them is refitted by least squares to stand in for the rest.
 
     One matrix product stays one matrix product, so this is faster where a pair need not be. Needs `group.channels`.
@@ -43,7 +43,7 @@ class Smaller(Choice):
     """
 
     kind: ClassVar[str] = "smaller"
-    axis: ClassVar[str] = "form"
+    solves: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset({"grouped channels"})
     gives: ClassVar[frozenset[str]] = frozenset({"bias", "channels"})
 
@@ -58,10 +58,6 @@ class Smaller(Choice):
     @property
     def parts(self) -> tuple[str, ...]:
         return ("dense",)
-
-    @property
-    def uses_rest(self) -> bool:
-        return False
 
     def cost(self, bundle: Bundle) -> Cost:
         """Parameters per hidden unit, or per dimension (pair of dimensions) of all heads; of the biases those that become shorter."""
@@ -136,13 +132,13 @@ class Smaller(Choice):
                 tensors[site.bias] = Made(site.dtype, (m,), every)
         return Outcome(tensors)
 
-    def check(self, model: Any, bundle: Bundle) -> None:
+    def check(self, outline: Any, bundle: Bundle) -> None:
         """Refuse heads that do not work as assumed, before any work."""
         from ..nn.heads import check_narrowing
 
         if bundle.fact("heads"):
             path, names = _module_of(bundle)
-            check_narrowing(model.get_submodule(path), names, bundle.fact("heads"), bundle.fact("kv"), bool(bundle.fact("rope")))
+            check_narrowing(outline().get_submodule(path), names, bundle.fact("heads"), bundle.fact("kv"), bool(bundle.fact("rope")))
 
     def apply(self, model: Any, bundle: Bundle, edits: Edits) -> None:
         """Resize the layers of a model in memory."""

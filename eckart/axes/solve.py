@@ -45,7 +45,7 @@ def spectrum(recipe: Recipe, bundle: Bundle, read: Read, stats: StatsView, *, ca
     The algorithm must be one that knows the whole spectrum ("gram" or "full"): an allocation over a partial one would be blind
     to its tail.
     """
-    if hasattr(recipe.form, "solve"):  # a form that is no product of two factors has a spectrum of its own
+    if recipe.form.solves:  # a form that is no product of two factors has a spectrum of its own
         values = recipe.form.spectrum(bundle, read, stats)
         return Spectrum(values, tuple(recipe.score.curve(bundle, values, stats)), None)
     op = _finite(recipe.source.operator(bundle, read, stats), bundle)
@@ -91,8 +91,10 @@ def solve(
     full = recipe.form.cost(bundle).full
     if not 1 <= rank <= full:
         raise Refused(f"{bundle.name}: rank {rank} is outside 1..{full}, its shape being {bundle.shape}.")
-    if hasattr(recipe.form, "solve"):
+    if recipe.form.solves:
         return recipe.form.solve(bundle, read, read_bias, stats, rank=rank, seed=seed)
+
+    refits = recipe.refine is not None and recipe.refine.refits
 
     def once(op: Any, known: Parts | None = None) -> Edits:
         cap = full if recipe.form.uses_rest else recipe.filter.cap(rank, full)
@@ -100,7 +102,7 @@ def solve(
         kept, rest = recipe.filter.split(found, rank)
         kept = _mean_kept(kept, op, bundle, recipe.metric.repair(bundle, stats), read_bias)
         refitted: dict[str, Any] = {}
-        if hasattr(recipe.refine, "refit"):
+        if refits:
             kept, refitted = recipe.refine.refit(kept, op, bundle, read_bias, stats)
         edits = recipe.form.build(kept, rest, bundle, read_bias, seed)
         record = {"rank": rank, **_losses(found, rank, full), **thin(found.spectrum), "certificate": dict(found.certificate)}
@@ -108,7 +110,7 @@ def solve(
 
     op = recipe.source.operator(bundle, read, stats)
     edits = once(op, parts)
-    return edits if recipe.refine is None or hasattr(recipe.refine, "refit") else recipe.refine(edits, bundle, read, stats, once)
+    return edits if recipe.refine is None or refits else recipe.refine(edits, bundle, read, stats, once)
 
 
 def _mean_kept(kept: Parts, op: Tensor, bundle: Bundle, means: tuple[Tensor, ...] | None, read_bias: ReadBias) -> Parts:

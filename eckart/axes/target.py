@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .base import Choice
-from .protocols import Site
+from ..errors import UsageError
+from .base import TargetChoice
+from .protocols import Site, Stat, StatsView
 
 if TYPE_CHECKING:
     from ..catalogue import Catalogue
 
 
 @dataclass(frozen=True)
-class Linears(Choice):
+class Linears(TargetChoice):
     """The linear layers of a model. Not convolutions, not experts in one stack, and not a head that shares its storage with an embedding.
 
     Args:
@@ -26,13 +27,16 @@ class Linears(Choice):
     """
 
     kind: ClassVar[str] = "linears"
-    axis: ClassVar[str] = "target"
     gives: ClassVar[frozenset[str]] = frozenset({"sites"})
 
     skip: tuple[str, ...] = ("lm_head", "pooler", "classifier", "score$")
     only: tuple[str, ...] = ()
     blocks: bool = True
     embeddings: bool = False
+
+    @property
+    def tables(self) -> bool:
+        return self.embeddings
 
     def sites(self, catalogue: Catalogue) -> tuple[Sequence[Site], Mapping[str, str]]:
         kinds = ("linear", "embedding") if self.embeddings else ("linear",)
@@ -59,11 +63,65 @@ class Linears(Choice):
 
 
 @dataclass(frozen=True)
-class Vocabulary(Choice):
+class Turns(TargetChoice):
+    """The layers of the blocks at which the path of the hidden state through the model turns most, by Ramer-Douglas-Peucker on text.
+
+    The last block, where every path ends, is never one of them. Ties with a straight path are left out, so there may be fewer than the share.
+
+    Args:
+        inner: the layers of all blocks.
+        share: of the blocks, that are kept; at least one. 13 of 36 is the number of the abstract.
+    """
+
+    kind: ClassVar[str] = "turns"
+    glues: ClassVar[bool] = True
+    gives: ClassVar[frozenset[str]] = frozenset({"sites"})
+
+    inner: Linears = Linears()
+    share: float = 13 / 36
+
+    @property
+    def needs(self) -> frozenset[Stat]:
+        return frozenset({Stat("path", at="block")})
+
+    @property
+    def tables(self) -> bool:
+        return self.inner.tables
+
+    def sites(self, catalogue: Catalogue) -> tuple[Sequence[Site], Mapping[str, str]]:
+        return self.inner.sites(catalogue)
+
+    def around(self, other: Any) -> Turns:
+        """The same choice of blocks among the layers of another target.
+
+        Raises:
+            UsageError: a target that is no choice of linear layers.
+        """
+        if not isinstance(other, Linears):
+            raise UsageError(f"target.turns chooses among linear layers; the recipe's target is {other.kind}, and both cannot hold.")
+        return replace(self, inner=other)
+
+    def narrow(self, sites: Sequence[Site], stats: StatsView) -> list[Site]:
+        """The layers of the chosen blocks.
+
+        Raises:
+            UsageError: none of the layers lies in one of them.
+        """
+        if not sites:
+            return []
+        turns, blocks = stats.get(Stat("path", at="block"), sites[0])
+        kept = turns[: max(1, round(self.share * blocks))]
+        out = [s for s in sites if any(s.name == b or s.name.startswith(f"{b}.") for b in kept)]
+        if not out:
+            raise UsageError(f"target.turns: the path turns at {', '.join(kept) or 'no block'}, where none of the chosen layers lies.")
+        return out
+
+
+@dataclass(frozen=True)
+class Vocabulary(TargetChoice):
     """The table of a model's input tokens: of its embeddings the one with the most rows, tied to a head or not. Nothing else."""
 
     kind: ClassVar[str] = "vocabulary"
-    axis: ClassVar[str] = "target"
     gives: ClassVar[frozenset[str]] = frozenset({"sites"})
 
     def sites(self, catalogue: Catalogue) -> tuple[Sequence[Site], Mapping[str, str]]:
@@ -74,7 +132,7 @@ class Vocabulary(Choice):
 
 
 @dataclass(frozen=True)
-class Experts(Choice):
+class Experts(TargetChoice):
     """The stacked experts of mixture-of-experts layers, and their routers; nothing else.
 
     Args:
@@ -82,7 +140,6 @@ class Experts(Choice):
     """
 
     kind: ClassVar[str] = "experts"
-    axis: ClassVar[str] = "target"
     gives: ClassVar[frozenset[str]] = frozenset({"experts"})
 
     skip: tuple[str, ...] = ()

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..errors import UsageError
 from .base import Choice
 
 if TYPE_CHECKING:
@@ -59,9 +60,23 @@ class Training:
         if state is not None and parameter in state:
             state[parameter].clear()
 
+    def group(self, parameter: nn.Parameter) -> Mapping[str, Any]:
+        """The optimiser's settings for a parameter: lr, weight_decay.
+
+        Raises:
+            UsageError: the optimiser does not hold it.
+        """
+        for found in getattr(self.optimizer, "param_groups", ()):
+            if any(p is parameter for p in found["params"]):
+                return found
+        raise UsageError("glue: the optimiser does not hold a parameter that trains. Build it from model.parameters() after ek.adapt.")
+
 
 class Piece(Choice):
     """Base of what acts during training. A frozen value: what it remembers lives in `Training.notes`, or in the branch where it must be saved."""
+
+    freezes: ClassVar[bool] = False
+    """Whether parameters rest for a time."""
 
     def state(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tensors that it keeps in every branch, given those of the branch's own parts."""
@@ -75,6 +90,9 @@ class Piece(Choice):
 
     def after_step(self, training: Training) -> None:
         """After the optimiser."""
+
+    def end(self, training: Training) -> None:
+        """When training stops."""
 
 
 def needs_glue(recipe: Recipe) -> bool:
@@ -101,6 +119,12 @@ def after_step(training: Training) -> None:
         protect(training)
     for piece in training.recipe.pieces():
         piece.after_step(training)
+
+
+def end(training: Training) -> None:
+    """Let every piece clean up behind itself."""
+    for piece in training.recipe.pieces():
+        piece.end(training)
 
 
 def outside(vectors: Tensor, basis: Tensor) -> Tensor:

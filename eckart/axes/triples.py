@@ -15,16 +15,13 @@ if TYPE_CHECKING:
     from ..linalg.psd import Weight
 
 
-def triples(
-    factor: Any, op: Tensor, sides: tuple[Weight | None, Weight | None], cap: int, algorithm: str, seed: int, name: str = "matrix"
-) -> Parts:
+def triples(op: Tensor, sides: tuple[Weight | None, Weight | None], cap: int, algorithm: str, seed: int, name: str = "matrix") -> Parts:
     """The leading triples of a matrix in a metric, W' = left diag(values) right.
 
     Without a metric left and right are orthonormal. In a metric on one side, left (or right) is, and the other holds the rows of
     U_r^T W over the values: the metric is never inverted.
 
     Args:
-        factor: the recipe's choice; one with a method `triples` of the same arguments answers itself.
         op: W (m, n).
         sides: (out, in) metrics.
         cap: how many triples.
@@ -37,13 +34,10 @@ def triples(
 
     Example:
         >>> import torch
-        >>> from eckart.axes import factor
-        >>> parts = triples(factor.SVD(), torch.diag(torch.tensor([3.0, 4.0])), (None, None), 1, "auto", 0)
+        >>> parts = triples(torch.diag(torch.tensor([3.0, 4.0])), (None, None), 1, "auto", 0)
         >>> parts.values
         tensor([4.])
     """
-    if hasattr(factor, "triples"):
-        return factor.triples(op, sides, cap, algorithm, seed, name)
     out, into = sides
     from ..linalg import svd
     from ..linalg.weighted import TOL, solve

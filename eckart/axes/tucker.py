@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import UsageError
-from .base import Choice
+from .base import AdapterChoice, Choice
 from .branch import Material
 from .draw import Draw
 from .protocols import Bundle, Cost
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tucker(Choice):
+class Tucker(AdapterChoice):
     """dW = s G x_1 L x_2 R x_3 K ..., with a core of zeros: a layer begins as it was, and at the first step only the core has a gradient.
 
     The rank is that of the out and in axes; an axis that is shorter has its own size. A linear layer has two axes: it is L G R.
@@ -31,12 +31,6 @@ class Tucker(Choice):
     """
 
     kind: ClassVar[str] = "tucker"
-    axis: ClassVar[str] = "form"
-    layout: ClassVar[str] = "adapter"
-    identity: ClassVar[bool] = True
-    uses_triples: ClassVar[bool] = False
-    uses_rest: ClassVar[bool] = False
-    split: ClassVar[bool] = False
     conflicts: ClassVar[frozenset[str]] = frozenset({"refresh.refactor", "refresh.allocate", "gradient.project", "roles.protect"})
 
     kernel: int = 2

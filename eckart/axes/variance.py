@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import UsageError
-from .base import Choice
+from .base import AllocateChoice, ScoreChoice
 from .protocols import Budget, Bundle, Cost, Decides, Stat, StatsView
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ratio(Choice):
+class Ratio(ScoreChoice):
     """Share of the variance of the layer's input that each principal component explains.
 
     Args:
@@ -24,7 +24,6 @@ class Ratio(Choice):
     """
 
     kind: ClassVar[str] = "variance_ratio"
-    axis: ClassVar[str] = "score"
     gives: ClassVar[frozenset[str]] = frozenset({"share"})
 
     centred: bool = True
@@ -40,7 +39,7 @@ class Ratio(Choice):
 
 
 @dataclass(frozen=True)
-class GlobalTop(Choice):
+class GlobalTop(AllocateChoice):
     """The budget's best values over all matrices; a matrix gets as many triples as it has values among them, none at all if it has none.
 
     Args:
@@ -48,7 +47,6 @@ class GlobalTop(Choice):
     """
 
     kind: ClassVar[str] = "global_top"
-    axis: ClassVar[str] = "allocate"
     decides: ClassVar[Decides] = "spectra"
     takes: ClassVar[frozenset[str]] = frozenset({"share"})
 

@@ -37,7 +37,7 @@ def adapt(
     data:
         Training text: .txt (a line per text) or .jsonl.
     compare:
-        Comma list of recipes to run under one protocol; "corda:kpm" names a variant.
+        Comma list of recipes to run under one protocol; "corda:kpm" is a variant, "pissa+lora_pro" a recipe with glue.
     init_only:
         Write the initialised adapter and train nothing; the model is streamed.
     calib:
@@ -79,6 +79,7 @@ def adapt(
         raise UsageError("adapt either trains (--data FILE) or initialises (--init-only): give one of them.")
     if compare is not None and init_only:
         raise UsageError("--compare trains every recipe: it needs --data, not --init-only.")
+    hush()
     how: dict[str, Any] = {"target": target, "alpha": _number(alpha), "calib": calib}
     if init_only:
         from ..hub.peft.offline import initialise
@@ -102,16 +103,21 @@ def adapt(
         return
     if cache is not None:
         raise UsageError("--cache serves --init-only; a fine-tune has the model in memory.")
+    if compare is not None and variant is not None:
+        raise UsageError("--variant names a form of one recipe; with --compare write it behind its name: corda:kpm.")
     from ..hub.peft.train import Protocol, finetune
     from ..hub.peft.train import compare as run_all
 
     protocol = Protocol(steps=steps, batch_size=batch_size, accumulate=accumulate, length=length, lr=lr, seed=seed, device=device)
-    shared: dict[str, Any] = {"out": out, "protocol": protocol, "held_out": eval_text, "overwrite": overwrite, "command": command(), **how}
+    shared: dict[str, Any] = {
+        "out": out, "protocol": protocol, "held_out": eval_text, "overwrite": overwrite, "command": command(), "glue": glue or (), "base": base,
+        "settings": settings or (), **how,
+    }  # fmt: skip
     if compare is not None:
         names = [n.strip() for n in compare.split(",") if n.strip()]
         report = run_all(model, data, names, rank, **shared)
     else:
-        report = finetune(model, data, recipe, rank, variant=variant, glue=glue or (), base=base, settings=settings or (), **shared)
+        report = finetune(model, data, recipe, rank, variant=variant, **shared)
     if as_json:
         print_json(report)
         return
@@ -119,6 +125,16 @@ def adapt(
         _table(report)
     sentences(report)
     print(f"adapter{'s' if compare else ''}: {out}\nreport: {out / 'report.html'}")
+
+
+def hush() -> None:
+    """Keep what libraries say about themselves while they are imported off the screen; what they say of the run stays."""
+    import logging
+    import warnings
+
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 
 def _number(text: str | None) -> float | str | None:

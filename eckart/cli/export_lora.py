@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UsageError
+from .adapt import hush
 from .base import Flag, Json, Out, app, print_json
 
 
@@ -26,6 +27,8 @@ def export_lora(adapter: Path, /, *, out: Out = None, base: str | None = None, o
     if out is None:
         raise UsageError("export-lora writes a folder: give -o OUT.")
     from ..hub.peft.export import export_lora as run
+
+    hush()
 
     found = run(adapter, out, base=base, overwrite=overwrite)
     if as_json:

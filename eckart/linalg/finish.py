@@ -72,7 +72,9 @@ def descending(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(0).clamp_min(0), vectors.flip(1)
 
 
-def triples(Q: Tensor, W: Tensor, P: Tensor, rank: int, theta: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def triples(
+    Q: Tensor, W: Tensor, P: Tensor, rank: int, theta: Tensor | None = None, exact: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The leading Ritz triples (U (m, r), S (r,) float64, Vh (r, n)) of a basis.
 
     The coordinates need only span the right subspace: energy is lost to the second order in their error, and the values
@@ -83,9 +85,13 @@ def triples(Q: Tensor, W: Tensor, P: Tensor, rank: int, theta: Tensor | None = N
         W: (k, n) their product with A.
         P: (k, r or more) coordinates of the Ritz vectors as columns, float64.
         rank: r <= k.
-        theta: (k,) Ritz values, descending, when P is exact for W. Near values of one size they spare the rotation.
+        theta: (k,) Ritz values, descending, when P is exact for W. They spare the rotation, down to values of `WIDE` of the largest.
+        exact: W in float64, with theta.
     """
     top = P[:, :rank]
+    if theta is not None and exact is not None and W.dtype == torch.float32 and PLAIN**2 * theta[0] >= theta[rank - 1] > WIDE**2 * theta[0]:
+        values = theta[:rank].sqrt()
+        return Q.T @ top.to(Q.dtype), values, (top.T @ exact).div_(values[:, None]).to(W.dtype)
     rows = top.T.to(W.dtype) @ W
     if theta is not None and W.dtype == torch.float32 and theta[rank - 1] > PLAIN**2 * theta[0]:
         values = theta[:rank].sqrt()

@@ -55,7 +55,8 @@ def iterate(
             held = sum_of_squares(Y[:, :rank])
         Q = orth(Y).T.contiguous()
         W = op.rmatmat(Q.T).T
-        theta, P = ritz(W.to(torch.float64))
+        wide = W.to(torch.float64)
+        theta, P = ritz(wide)
         now = float(theta[:rank].sum())
         gain = max(0.0, now - held)
         missed = _to_come(gain, last_gain, done) + noise
@@ -68,7 +69,7 @@ def iterate(
         X = ((P / theta.clamp_min(floor).sqrt()).T.to(op.dtype) @ W).T
     if not settled and passes < most:
         return None
-    U, S, Vh = triples(Q, W, P, rank, theta)
+    U, S, Vh = triples(Q, W, P, rank, theta, wide)
     sure = max(0.0, total - float(theta.sum())) + noise  # as in krylov: nothing outside the basis can add more than what is there
     proved = sure <= ((1 + tol) ** 2 - 1) * float(theta[rank:].sum())
     following = math.sqrt(float(theta[rank])) if len(theta) > rank else None

@@ -124,9 +124,9 @@ def svdvals(A: Tensor | Operator, *, tol: float | None = None, wide: bool = Fals
         tensor([4., 3.])
     """
     if wide and tol is None and isinstance(A, Tensor):
-        squares = _gram_squares(A)
-        if squares is not None:
-            return squares.sqrt()
+        gram = smaller_gram(A)
+        if gram is not None:
+            return values_of_gram(gram)
     op = as_operator(A, name)
     if tol is None:
         tol = 1e-13 if op.dtype == torch.float64 else 1e-6
@@ -142,14 +142,32 @@ def svdvals(A: Tensor | Operator, *, tol: float | None = None, wide: bool = Fals
     return torch.linalg.svdvals(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T.contiguous())
 
 
-def _gram_squares(A: Tensor) -> Tensor | None:
-    """Squared singular values straight from the tensor: no float32 copy of half precision, no pass for its norm. None where that is no way."""
+def smaller_gram(A: Tensor) -> Tensor | None:
+    """The float64 Gram of the smaller side straight from the tensor, for `values_of_gram`: no float32 copy of half precision, no pass for its norm.
+
+    What stands below its diagonal is no result. None where that is no way to the singular values: a small or float64 matrix, no strided one, or
+    one that is not finite.
+
+    Example:
+        >>> smaller_gram(torch.ones(2, 3, dtype=torch.float64)) is None
+        True
+    """
     if A.ndim != 2 or min(A.shape) <= DIRECT or A.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return None
     if A.is_meta or A.layout != torch.strided:
         return None
     gram = upper_gram_of(A.detach() if A.shape[0] <= A.shape[1] else A.detach().T)
-    return torch.linalg.eigvalsh(gram, UPLO="U").flip(0).clamp_min(0) if bool(torch.isfinite(gram.trace())) else None
+    return gram if bool(torch.isfinite(gram.trace())) else None
+
+
+def values_of_gram(gram: Tensor) -> Tensor:
+    """Singular values, descending, of the matrix with this Gram; only the triangle above the diagonal is read.
+
+    Example:
+        >>> values_of_gram(torch.tensor([[9.0, 0.0], [0.0, 16.0]]))
+        tensor([4., 3.])
+    """
+    return torch.linalg.eigvalsh(gram, UPLO="U").flip(0).clamp_min(0).sqrt()
 
 
 def _solve(

@@ -128,7 +128,7 @@ def finite(value: Any) -> bool:
 
 @dataclass
 class WeightView:
-    """One weight as a measure sees it: read once, factorised once, whoever asks. Nothing in it may be changed.
+    """One weight as a measure sees it: factorised once, whoever asks. Nothing in it may be changed.
 
     Args:
         site: the matrix in the catalogue.
@@ -145,10 +145,15 @@ class WeightView:
 
     @cached_property
     def spectrum(self) -> Tensor:
-        """All singular values, float64, descending."""
+        """All singular values, float64, descending. The weight is let go before they are computed; who needs it then reads it again."""
         from ..linalg import svdvals
+        from ..linalg.svd import smaller_gram, values_of_gram
 
-        return svdvals(self.weight, wide=True)
+        gram = smaller_gram(self.weight)
+        if gram is None:
+            return svdvals(self.weight, wide=True)
+        del self.weight
+        return values_of_gram(gram)
 
     @cached_property
     def factors(self) -> Factors:

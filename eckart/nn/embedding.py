@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from .low_rank import own
 
 
 class LowRankEmbedding(nn.Module):
@@ -67,9 +68,6 @@ class LowRankEmbedding(nn.Module):
         if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[1] or (bias is not None and bias.shape != up.shape[:1]):
             shapes = [None if t is None else tuple(t.shape) for t in (up, down, bias)]
             raise UsageError(f"from_factors: expected up (d, r), down (V, r) and bias (d,), found {shapes}.")
-
-        def own(tensor: Tensor) -> nn.Parameter:
-            return nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format))
 
         # built on the meta device: torch's global generator is not touched
         table = cls(len(down), len(up), up.shape[1], bias=bias is not None, padding_idx=padding_idx, device="meta", dtype=up.dtype)

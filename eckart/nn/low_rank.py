@@ -8,6 +8,11 @@ from torch import Tensor, nn
 from ..errors import UsageError
 
 
+def own(tensor: Tensor) -> nn.Parameter:
+    """A parameter that shares no memory with the tensor."""
+    return nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format))
+
+
 class LowRankLinear(nn.Module):
     """A linear layer whose matrix is a product of two thin ones, `W = up.weight @ down.weight`.
 
@@ -90,9 +95,6 @@ class LowRankLinear(nn.Module):
         if len({(t.dtype, t.device) for t in tensors}) > 1:
             found = ", ".join(f"{t.dtype} on {t.device}" for t in tensors)
             raise UsageError(f"from_factors: up, down and bias must share one type and device, found {found}.")
-
-        def own(tensor: Tensor) -> nn.Parameter:
-            return nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format))
 
         # built on the meta device: no memory twice, and torch's global generator is not touched
         layer = cls(down.shape[1], up.shape[0], up.shape[1], bias=bias is not None, device="meta", dtype=up.dtype, common=common)

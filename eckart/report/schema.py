@@ -4,6 +4,7 @@ The TypedDicts below are the schema itself: `check.check` walks them. No `from _
 keys are required.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
 FORMAT = 1
@@ -266,3 +267,19 @@ class Report(TypedDict):
     facts: NotRequired[list[Fact]]
     profiles: NotRequired[list[Profiles]]
     advice: NotRequired[Advice | None]
+
+
+def plain(value: Any) -> Any:
+    """A value as a report can hold it: tuples become lists, NaN and infinities null.
+
+    Example:
+        >>> plain({"a": (1, float("nan"))})
+        {'a': [1, None]}
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value

@@ -88,7 +88,7 @@ def decide(plan: Plan, costs: Mapping[str, Cost], sweep: Sweep, run: Run) -> tup
     keep = _kept(plan, run.cache)
     seen: dict[str, Seen] = {}
     recipe = run.context.recipe
-    if run.judge is not None and hasattr(recipe.factor, "lasso"):
+    if run.judge is not None and recipe.factor.trains:
         for group in sweep():
             context = replace(run.context, stats=group.stats)
             for name, parts in learn_ordered(recipe, group.bundles, context, run.judge, plan.seed).items():
@@ -125,7 +125,7 @@ def _spectra(plan: Plan, group: Group, costs: Mapping[str, Cost], run: Run, keep
     seen: dict[str, Seen] = {}
     for found in track(run.engine.run(fn, tasks, lambda t: t.seconds), "spectra", len(tasks)):
         seen[found["name"]] = Seen(tuple(found["curve"]), found.get("parts"))
-    if run.judge is not None and hasattr(recipe.score, "measured"):
+    if run.judge is not None and recipe.score.measures:
         found = measure(jobs, group.bundles, costs, {n: s.parts for n, s in seen.items()}, context, run.judge)
         seen |= {n: replace(seen[n], curve=tuple(recipe.score.measured(seen[n].curve, points))) for n, points in found.items()}
     return seen

@@ -194,7 +194,7 @@ def _curves(
     for place in track(places, "spectra"):
         name = place.site.name
         full = place.site.shape[1] if recipe.source.kind == "moments" else place.full
-        most = recipe.allocate.most(recipe.budget, len(places), place.full) if hasattr(recipe.allocate, "most") else full
+        most = recipe.allocate.most(recipe.budget, len(places), place.full) or full
         key = input_of(stats, place.site) if recipe.source.kind == "moments" else name
         if key not in shared:
             found = curve(recipe, place.site, lambda _s, p=place: matrix(p), stats, most, seed=seed)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from ..axes import Budget, Recipe
 from ..axes.border import override
-from ..axes.protocols import Site
+from ..axes.protocols import Site, Stat
 from ..errors import UsageError, did_you_mean
 from ..registry import get_recipe
 
@@ -38,9 +38,11 @@ def resolve(
         found = found.variant(variant)
     for other in glue:
         more = get_recipe(other) if isinstance(other, str) else other
-        if not more.pieces():
+        if not more.pieces() and not more.target.glues:
             raise UsageError(f"glue: {more.name} does nothing during training, so there is nothing to take from it.")
         found = found.plus(more)
+    if rank is not None and not found.form.ranked:
+        raise UsageError(f"rank: {found.name} trains whole weights (form={found.form.kind}), which have no rank. Leave it out.")
     if rank is not None:
         if any(s.startswith("budget.") for s in settings):
             raise UsageError("two budgets: rank and --set budget... exclude each other. Give one of them.")
@@ -48,7 +50,7 @@ def resolve(
     if base is not None:
         if base not in ("subtract", "mutate"):
             raise UsageError(f"base: expected 'subtract' or 'mutate', found {base!r}.")
-        if not hasattr(found.form, "base"):
+        if not any(f.name == "base" for f in fields(found.form)):
             raise UsageError(
                 f"base={base}: form={found.form.kind} takes nothing away from the weight, so there is no choice. Leave base out."
             )
@@ -76,13 +78,17 @@ def refuse_without_data(recipe: Recipe, calib: Any, stats: Any) -> None:
         UsageError: it does, and there is neither calibration nor statistics.
     """
     if recipe.needs() and calib is None and stats is None:
-        what = " and ".join(
-            sorted({f"{s.kind} of the layers' {'inputs' if s.at == 'in' else s.at}" for s in recipe.needs() if s.kind != "frequency"})
-        )
+        what = " and ".join(sorted({_words(s) for s in recipe.needs() if s.kind != "frequency"}))
         raise UsageError(
             f"{recipe.name} measures {what} on calibration text, and there is none. Give --calib FILE (calib=...), or use a recipe that needs "
             "no data: pissa, lora."
         )
+
+
+def _words(stat: Stat) -> str:
+    if stat.kind == "path":
+        return "the path of the hidden state through the blocks"
+    return f"{stat.kind} of the layers' {'inputs' if stat.at == 'in' else stat.at}"
 
 
 def chosen(recipe: Recipe, sites: Sequence[Site], catalogue: Any, target: str | Iterable[str] | None) -> list[Site]:

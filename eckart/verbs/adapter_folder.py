@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +48,7 @@ def write_folder(
     """
     from safetensors.torch import save_file
 
-    work = out.with_name(f".{out.name}.{os.getpid()}.part")
-    work.mkdir()
-    try:
+    with whole_folder(out) as work:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, work / WEIGHTS, metadata={"format": "pt"})
         (work / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for name, text in (files or {}).items():
@@ -57,6 +56,15 @@ def write_folder(
         for file in work.iterdir():
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside its place, moved there when the block ends well and gone otherwise; what is at the place goes only then."""
+    work = out.with_name(f".{out.name}.{os.getpid()}.part")
+    work.mkdir()
+    try:
+        yield work
         old = out.with_name(f".{out.name}.{os.getpid()}.old")
         if out.exists():
             os.rename(out, old)

@@ -191,9 +191,8 @@ def compress(
         clock = Clock(began)
         if out is not None and runs.leads and not (overwrite or is_output(out)):
             check_output(out, [host.path] if host.path else [], overwrite)
-        if hasattr(rec.form, "check"):
-            for bundle in bundles:
-                rec.form.check(host.outline(), bundle)
+        for bundle in bundles:
+            rec.form.check(host.outline, bundle)
         tensors = runs.share(lambda: content(host, bundles))
         clock.lap("checks")
         shared: Path | None = None  # where other processes find the statistics

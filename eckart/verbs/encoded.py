@@ -36,9 +36,15 @@ class Encoded:
 
 
 def measure_for_adapter(host: Host, needs: frozenset[Stat], sites: Sequence[Site], how: Calibration) -> Any:
-    """Statistics of a text as every recipe takes them, or for `source.encoded` the states of phrases."""
+    """Statistics of a text as every recipe takes them, for `target.turns` with the path of the hidden state, or for `source.encoded` the
+    states of phrases."""
     from .calibrate import measure
 
+    rest = frozenset(s for s in needs if s.kind != "path")
+    if rest != needs:
+        from .hidden_path import measure_path
+
+        return measure_path(host, sites, how, measure_for_adapter(host, rest, sites, how) if rest else None)
     return measure_encoded(host, sites, how) if any(s.kind == "encoded" for s in needs) else measure(host, needs, sites, how)
 
 

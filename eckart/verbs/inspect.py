@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import Refused, UsageError
 from ..measures.base import Measure, OfCheckpoint, OfPair, OfSpectrum, OfWeight, Record
+from ..report.schema import plain
 from .inspect_columns import cells
 from .inspect_report import inspect_report
 from .inspect_run import Text, choose, of_checkpoint, of_text, of_weights
@@ -67,7 +68,7 @@ class Report:
     def to_list(self) -> list[dict[str, Any]]:
         """The records as plain data that JSON can hold."""
         keys = ("module", "measure", "value", "estimator", "valid", "note", "settings", "uncertainty")
-        return [{k: _plain(getattr(r, k)) for k in keys} for r in self.records]
+        return [{k: plain(getattr(r, k)) for k in keys} for r in self.records]
 
 
 def inspect(
@@ -173,14 +174,3 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name] = now - self._last
         self._last = now
-
-
-def _plain(value: Any) -> Any:
-    """As JSON can hold it: tuples become lists, NaN and infinities null."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value

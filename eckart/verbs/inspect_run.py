@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..axes.protocols import Site
 from ..errors import Refused, UsageError, did_you_mean
@@ -28,6 +28,9 @@ from ..registry import get_object, list_entries
 from ..spectra.numbers import thin
 from .host import Host, is_causal
 from .inspect_source import WeightFolder, unreadable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NEEDS = {
     "pair": ("compares two checkpoints", "--compare OTHER (other=...)"),
@@ -129,14 +132,19 @@ def _view(host: Host, site: Site) -> WeightView | str:
     why = unreadable(host, site)
     if why:
         return why
-    weight = host.read(site)
+    view = WeightView(site, lambda s: _real(host.read(s)))
+    weight = view.weight
     if not weight.is_floating_point():
         return f"stored as {str(weight.dtype).removeprefix('torch.')}, not as real numbers"
-    weight = weight.float() if weight.dtype.itemsize == 1 else weight
     ends = torch.stack(torch.aminmax(weight))  # one pass, no mask: a NaN anywhere is at both ends
     if not bool(torch.isfinite(ends).all()):
         return f"{int((~torch.isfinite(weight)).sum())} of {weight.numel()} values are NaN or Inf"
-    return WeightView(site, lambda _: weight)
+    return view
+
+
+def _real(weight: Tensor) -> Tensor:
+    """Floats of one byte as float32, which has arithmetic; the rest as it is."""
+    return weight.float() if weight.is_floating_point() and weight.dtype.itemsize == 1 else weight
 
 
 def _attempt(measure: Any, name: str, view: Any) -> Record:

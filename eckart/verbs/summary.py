@@ -11,6 +11,7 @@ from ..axes.protocols import Bundle, Site
 from ..axes.recipe import Recipe
 from ..axes.solve import adds_bias
 from ..plan import Job, Plan
+from ..report.schema import plain
 from .host import Host
 
 
@@ -100,7 +101,7 @@ def _layer(job: Job, site: Site, record: Mapping[str, Any]) -> dict[str, Any]:
     row = {
         "name": job.name, "block": site.block, "role": site.role, "shape": list(job.shape), "rank": job.rank, "cap": job.cap,
         "state": "dense" if job.state == "dense" else "factored", "reason": why, "params_before": job.before, "params_after": job.after,
-        "error": record.get("relative_error"), "certificate": {"kind": "free", **_plain(certificate)} if certificate else None,
+        "error": record.get("relative_error"), "certificate": {"kind": "free", **plain(certificate)} if certificate else None,
     }  # fmt: skip
     if job.state == "undecided":
         row |= {"rank": job.cap, "reason": f"not decided yet: at most {job.cap}"}
@@ -119,17 +120,6 @@ def _skipped(site: Site, why: str) -> dict[str, Any]:
         "name": site.name, "block": site.block, "role": site.role, "shape": list(site.shape), "rank": None, "state": "skipped", "reason": why,
         "params_before": size, "params_after": size,
     }  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    """JSON can hold it: tuples become lists, numbers stay, infinities and NaN become null."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value
 
 
 WHAT = {"shared_basis": "stored as low-rank pairs, some with a common factor", "smaller": "made smaller", "merged": "fewer experts now"}

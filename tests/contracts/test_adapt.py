@@ -48,10 +48,14 @@ def loss_of(output: torch.Tensor, _batch: Any) -> torch.Tensor:
     return output.square().sum(1)
 
 
+def rank_of(recipe: Any, wanted: int) -> int | None:
+    """The rank to ask for; None for a recipe whose own budget is no number of triples."""
+    return wanted if recipe.budget.kind in ("rank", "total_rank") and recipe.budget.value >= 1 else None
+
+
 def adapted(name: str, variant: str | None = None, model: nn.Module | None = None, **how: Any) -> PeftModel:
     recipe = get_recipe(name)
-    kind, value = recipe.budget.kind, recipe.budget.value
-    rank = None if kind == "energy" or (kind == "rank" and value < 1) else 4
+    rank = rank_of(recipe, 4)
     calib = [inputs(64, seed) for seed in range(4)] if recipe.needs() else None
     how = {"rank": rank, "calib": calib, "loss": loss_of if calib else None, "seed": 3, **how}
     return ek.adapt(net() if model is None else model, name, variant=variant, **how)
@@ -228,7 +232,7 @@ def test_degenerate_weights_give_finite_branches(name: str, variant: str | None,
     if getattr(recipe.form, "uses_rest", False) and min(m, n) == 1:
         pytest.skip("one triple cannot be both protected and trained")
     calib = [inputs(64, s)[:, :n] for s in range(3)] if recipe.needs() else None
-    rank = None if recipe.budget.kind == "rank" and recipe.budget.value < 1 else 1
+    rank = rank_of(recipe, 1)
     if recipe.budget.kind == "energy" and case == "zero":
         rank = 1
     found = ek.adapt(model, name, rank=rank, variant=variant, calib=calib, loss=loss_of if calib else None)
@@ -264,8 +268,7 @@ def test_language_model_round_trip(name: str, tiny_llama: Any, token_ids: Any, t
     recipe = get_recipe(name)
     ids = torch.tensor(token_ids[:2])
     before = output(base, ids).logits
-    rank = None if recipe.budget.kind == "energy" or recipe.budget.value < 1 else 4
-    model = ek.adapt(base, name, rank=rank, calib=token_ids[:8] if recipe.needs() else None)
+    model = ek.adapt(base, name, rank=rank_of(recipe, 4), calib=token_ids[:8] if recipe.needs() else None)
     if getattr(recipe.form, "identity", True):
         assert (output(model, ids).logits - before).abs().max() <= 1e-5 * before.abs().max()
     shake(model)

@@ -13,7 +13,6 @@ import eckart as ek
 from eckart.axes import Budget, core, form, variance
 from eckart.axes import filter as filters
 from eckart.axes.draw import drawing
-from eckart.axes.factor import SVD
 from eckart.axes.protocols import Cost, Site
 from eckart.axes.triples import triples
 from eckart.errors import Refused, UsageError
@@ -83,7 +82,7 @@ class TestTriples:
 
     def test_plain(self) -> None:
         w = self.matrix()
-        found = triples(SVD(), w, (None, None), 6, "auto", 0)
+        found = triples(w, (None, None), 6, "auto", 0)
         u, s, vh = torch.linalg.svd(w.double(), full_matrices=False)
         assert torch.allclose(found.values.double(), s[:6], rtol=1e-5)
         assert torch.allclose((found.left * found.values) @ found.right, (u[:, :6] * s[:6] @ vh[:6]).float(), atol=1e-4)
@@ -96,13 +95,13 @@ class TestTriples:
         values, vectors = torch.linalg.eigh(gram)
         metric = (vectors * values.clamp_min(0) ** power) @ vectors.T
         u, s, _ = torch.linalg.svd(w @ metric, full_matrices=False)
-        found = triples(SVD(), w, (None, Weight(gram, power)), 6, "auto", 0)
+        found = triples(w, (None, Weight(gram, power)), 6, "auto", 0)
         assert torch.allclose(found.values.double(), s[:6], rtol=1e-6)
         assert torch.allclose((found.left * found.values) @ found.right, u[:, :6] @ u[:, :6].T @ w, atol=1e-6)
 
     def test_tail_of_a_singular_matrix_still_has_directions(self) -> None:
         w = torch.outer(torch.ones(6), torch.arange(1.0, 9.0))
-        found = triples(SVD(), w, (None, None), 6, "auto", 0)
+        found = triples(w, (None, None), 6, "auto", 0)
         assert torch.allclose(found.left.T @ found.left, torch.eye(6), atol=1e-5)
         assert torch.allclose(found.right @ found.right.T, torch.eye(6), atol=1e-5)
         assert found.values[1:].max() < 1e-4

@@ -14,6 +14,7 @@ from ...axes.training import Training, needs_glue
 from ...errors import Refused, UsageError
 from .config import EckartConfig
 from .layer import EckartLayer
+from .outputs import OutputTerms, Scale
 
 
 class Glue(TrainerCallback):
@@ -46,12 +47,14 @@ class Glue(TrainerCallback):
         self.trainings: dict[str, Training] = {}
         self._optimizer: Any = None
         self._scaler: Any = None
+        self._terms: OutputTerms | None = None
 
     # ---- a loop of one's own
 
     def begin(
-        self, optimizer: Any, *, total_steps: int | None = None, peak_lr: float | None = None, scaler: Any = None, step: int = 0
-    ) -> Glue:
+        self, optimizer: Any, *, total_steps: int | None = None, peak_lr: float | None = None, scaler: Any = None, step: int = 0,
+        accumulate: int = 1, processes: int = 1,
+    ) -> Glue:  # fmt: skip
         """Attach to a run. As a context manager the result detaches at the end of the block.
 
         Args:
@@ -60,10 +63,13 @@ class Glue(TrainerCallback):
             peak_lr: highest learning rate; None reads the optimiser (a scheduler's base rate where there is one).
             scaler: a `GradScaler`, whose gradients are unscaled before they are touched.
             step: steps made already, in a run that goes on.
+            accumulate: forward passes per step; only terms on outputs ask, where the loss is not the model's own and does not come averaged.
+            processes: that losses are multiplied by before gradients are averaged over them; likewise.
 
         Raises:
             UsageError: a schedule that does not fit the run.
         """
+        self.end()
         self._optimizer, self._scaler = optimizer, scaler
         peak = peak_lr if peak_lr is not None else max(float(g.get("initial_lr", g["lr"])) for g in optimizer.param_groups)
         self.trainings = {}
@@ -74,6 +80,9 @@ class Glue(TrainerCallback):
             self.trainings[name] = training
         for layer in adapter_layers(self.model):
             layer.glued |= self.trainings.keys()
+        if any(t.recipe.loss for t in self.trainings.values()):
+            scale = Scale(accumulate, processes, scaler or getattr(optimizer, "scaler", None))
+            self._terms = OutputTerms(self.model, lambda: [term for t in self._active() for term in t.recipe.loss], scale)
         return self
 
     def before_step(self) -> None:
@@ -94,8 +103,13 @@ class Glue(TrainerCallback):
 
     def end(self) -> None:
         """Detach: training on without the callback is refused again."""
+        for training in self.trainings.values():
+            steps.end(training)
         for layer in adapter_layers(self.model):
             layer.glued -= self.trainings.keys()
+        if self._terms is not None:
+            self._terms.remove()
+            self._terms = None
         self.trainings = {}
 
     def __enter__(self) -> Glue:
@@ -132,7 +146,18 @@ class Glue(TrainerCallback):
             raise Refused(
                 f"glue: {sharded} shards parameters, and what this recipe does at every step needs them whole. Train without it (DDP works)."
             )
-        self.begin(kwargs["optimizer"], total_steps=state.max_steps, step=state.global_step)
+        pieces = [p for c in configs_of(self.model).values() for p in c.value.pieces()]
+        processes = int(getattr(args, "world_size", 1))
+        if processes > 1 and any(p.freezes for p in pieces) and not getattr(args, "ddp_find_unused_parameters", None):
+            raise Refused(
+                "glue: this recipe lets parameters rest, and DistributedDataParallel waits for the gradient of each. "
+                "Set ddp_find_unused_parameters=True in TrainingArguments."
+            )
+        averaged = bool(getattr(args, "average_tokens_across_devices", False))
+        self.begin(
+            kwargs["optimizer"], total_steps=state.max_steps, step=state.global_step, accumulate=args.gradient_accumulation_steps,
+            processes=processes if averaged else 1,
+        )  # fmt: skip
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Once per step, after clipping."""

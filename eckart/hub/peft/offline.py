@@ -90,6 +90,7 @@ def initialise(
         how = Calibration(texts, max_length, batch_size, seed, file=Path(stats) if isinstance(stats, str | Path) else None)
         given = measure_for_adapter(host, found.needs(), [catalogue.get(s.name) for s in wanted], how)
     view: Any = Parents(given) if given is not None else NoStats()
+    wanted = found.target.narrow(wanted, view)
 
     def read(name: str) -> Tensor:
         return host.read(catalogue.get(name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ from ...data import batches, load_texts
 from ...data import evaluate as measures
 from ...errors import Refused, UsageError
 from ...progress import track
-from ...verbs.adapter_folder import check_folder
+from ...registry import get_recipe
+from ...store import check_output
+from ...verbs.adapter_folder import CONFIG, check_folder, whole_folder
 from ...verbs.evaluate import causal_rows
 from ...verbs.host import is_causal
 from .train_report import report_of, save_run
@@ -116,16 +118,18 @@ def texts_of(data: Any, held_out: Any = None) -> Texts:
     return Texts(list(train[:-count]), list(train[-count:]), f"last {count} of {where}")
 
 
-def run(model: Any, tokenizer: Any, recipe: Recipe, texts: Texts, protocol: Protocol, *, rank: float | None = None, **how: Any) -> Run:
+def run(
+    model: Any, tokenizer: Any, recipe: Recipe, texts: Texts, protocol: Protocol, *, before: dict[str, Any] | None = None, **how: Any
+) -> Run:  # fmt: skip
     """Adapt a model in memory, train it, and score it before and after. The model is changed.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        recipe: what to train.
+        recipe: what to train, with the budget of the run.
         texts: from `texts_of`.
         protocol: how.
-        rank: as in `adapt`.
+        before: `data.evaluate.causal` of the model as it is, where that is known.
         **how: further arguments of `adapt`.
 
     Raises:
@@ -141,12 +145,12 @@ def run(model: Any, tokenizer: Any, recipe: Recipe, texts: Texts, protocol: Prot
             f"{type(model).__name__}: adapt --data trains causal language models. Use ek.adapt and a Trainer of your own for others."
         )
     began = time.perf_counter()
-    before = measures.causal(model, tokenizer, texts.held_out)
+    before = before if before is not None else measures.causal(model, tokenizer, texts.held_out)
     clock = {"evaluation before": time.perf_counter() - began}
     calib = how.pop("calib", None)
     if recipe.needs() and calib is None:
         calib = texts.train[:256]
-    adapted = adapt(model, recipe, rank, calib=calib, tokenizer=tokenizer, seed=protocol.seed, **how)
+    adapted = adapt(model, recipe, calib=calib, tokenizer=tokenizer, seed=protocol.seed, **how)
     clock["initialisation"] = time.perf_counter() - began - sum(clock.values())
     rows = _rows(texts.train, tokenizer, protocol)
     rate = protocol.lr if protocol.lr is not None else float(recipe.train.get("lr", 2e-4))
@@ -270,46 +274,83 @@ def finetune(
     folder = check_folder(out, [model] if Path(model).exists() else [], overwrite)
     texts = texts_of(data, held_out)
     inner, tokenizer = load_base(model, protocol.device)
-    done = run(inner, tokenizer, found, texts, protocol, rank=rank, **how)
+    done = run(inner, tokenizer, found, texts, protocol, **how)
     report = report_of(str(model), [done], protocol, texts, command)
     save_run(folder, done, report, str(model))
     return report
 
 
+def entry(text: str, rank: float | None = None, **how: Any) -> Recipe:
+    """The recipe that one entry of a comparison names: "pissa", "corda:kpm" (a variant), "pissa+lora_pro" (with glue), or all of it.
+
+    Args:
+        text: the entry.
+        rank: for recipes that have one.
+        **how: glue, base and settings as in `adapt`, for all entries.
+
+    Raises:
+        UsageError: a name that is none.
+
+    Example:
+        >>> entry("corda:kpm+sorsa", 4).penalty[0].kind
+        'orth'
+    """
+    from ...verbs.adapt_request import resolve
+
+    first, *more = (part.strip() for part in text.split("+"))
+    name, _, variant = first.partition(":")
+    how["glue"] = (*more, *how.get("glue", ()))
+    ranked = getattr(get_recipe(name).form, "ranked", True)
+    return resolve(name, rank if ranked else None, variant=variant or None, **how)
+
+
 def compare(
     model: str | Path, data: Any, recipes: Sequence[str], rank: float | None = None, *, out: str | Path, protocol: Protocol | None = None,
-    held_out: Any = None, overwrite: bool = False, command: str = "", **how: Any,
+    held_out: Any = None, overwrite: bool = False, command: str = "", glue: Sequence[str | Recipe] = (), settings: Sequence[str] = (),
+    base: str | None = None, **how: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Fine-tune several recipes under one protocol; write an adapter folder each, one table and the curves.
 
     Args:
-        model, data, rank, protocol, held_out, overwrite, command: as in `finetune`.
-        recipes: names, "corda:kpm" for a variant.
-        out: folder for the adapters, `report.html` and `report.json`.
+        model, data, protocol, held_out, command: as in `finetune`.
+        recipes: entries as `entry` reads them.
+        rank: of all recipes that have one.
+        out: folder for the adapters, `report.html` and `report.json`; there when all recipes are done, or not at all.
+        overwrite: replace an earlier comparison.
+        glue, settings, base: as in `adapt`, for every recipe.
         **how: further arguments of `adapt`.
 
     Returns:
         The report.
     """
     from ...report.html import save
-    from ...verbs.adapt_request import resolve
 
     protocol = protocol or Protocol()
     if len(set(recipes)) < len(recipes) or len(recipes) < 2:
         raise UsageError(f"--compare: expected at least two different recipes, found {', '.join(recipes) or 'none'}.")
-    found = {n: resolve(n.partition(":")[0], rank, variant=n.partition(":")[2] or None) for n in recipes}
-    target = Path(out)
-    if target.exists() and any(target.iterdir()) and not overwrite:
-        raise Refused(f"{out}: exists and is not empty. Choose another output, or add --overwrite.")
-    target.mkdir(parents=True, exist_ok=True)
-    folders = {n: check_folder(target / n.replace(":", "-"), [model] if Path(model).exists() else [], overwrite) for n in recipes}
+    found = {n: entry(n, rank, glue=glue, settings=settings, base=base) for n in recipes}
+    folder = _comparison(out, [model] if Path(model).exists() else [], overwrite)
     texts = texts_of(data, held_out)
     runs: list[Run] = []
-    for name in recipes:
-        inner, tokenizer = load_base(model, protocol.device)
-        done = run(inner, tokenizer, found[name], texts, protocol, rank=rank, **how)
-        save_run(folders[name], done, report_of(str(model), [done], protocol, texts, command), str(model))
-        runs.append(Run(done.recipe.with_(name=name), done.rows, done.losses, done.trained, done.seconds, None, done.lr))
-    report = report_of(str(model), runs, protocol, texts, command)
-    save(report, target / "report.html", overwrite=True)
+    before: dict[str, Any] | None = None
+    with whole_folder(folder) as work:
+        for name in recipes:
+            inner, tokenizer = load_base(model, protocol.device)
+            before = before or measures.causal(inner, tokenizer, texts.held_out)
+            done = run(inner, tokenizer, found[name].with_(name=name), texts, protocol, before=before, **how)
+            save_run(work / name.replace(":", "-"), done, report_of(str(model), [done], protocol, texts, command), str(model))
+            runs.append(replace(done, model=None))
+        report = report_of(str(model), runs, protocol, texts, command)
+        save(report, work / "report.html")
     return report
+
+
+def _comparison(out: str | Path, sources: Sequence[str | Path], overwrite: bool) -> Path:
+    """The folder of a comparison, checked before any work: new, or an earlier comparison that may be replaced."""
+    given = Path(out).expanduser()
+    if overwrite and given.is_dir() and not given.is_symlink() and (given / "report.json").is_file():
+        foreign = [p.name for p in given.iterdir() if not p.name.startswith("report.") and not (p / CONFIG).is_file()]
+        if foreign:
+            raise Refused(f"{out}: holds more than an earlier comparison ({', '.join(sorted(foreign)[:3])}). Choose another output.")
+        return given.resolve()
+    return check_output(given, list(sources), overwrite=False)

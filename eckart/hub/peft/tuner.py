@@ -69,8 +69,10 @@ class EckartModel(BaseTuner):
             refuse_target(
                 [config.target_modules] if isinstance(config.target_modules, str) else sorted(config.target_modules or ["nothing"]), known
             )
+        if config.fresh and config.statistics is not None:
+            sites = recipe.target.narrow(sites, config.statistics)
         self._layers = {s.name: _Base(model.get_submodule(s.name), s, model) for s in sites}
-        if recipe.form.uses_triples and getattr(recipe.form, "base", "subtract") == "mutate":
+        if recipe.form.uses_triples and recipe.form.mutates:
             bad = next((n for n, b in self._layers.items() if b.quantised), None)
             if bad:
                 raise Refused(
