@@ -35,7 +35,8 @@ def test_a_folder_is_no_base_model(name: str) -> None:
 
 
 def test_the_hub_accepts_the_metadata() -> None:
-    hub = pytest.importorskip("huggingface_hub")
+    import huggingface_hub as hub
+
     card = hub.ModelCard(model_card(sample(1)))
     assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
     assert card.data.tags == ["eckart"]

@@ -116,7 +116,8 @@ def test_not_even_a_dict(thing: Any) -> None:
 
 
 def test_numpy_numbers_are_not_json() -> None:
-    numpy = pytest.importorskip("numpy")
+    import numpy
+
     data = sample(1)
     data["layers"][0]["error"] = numpy.float64(0.5)  # a subclass of float, that repr and other writers would show as np.float64(0.5)
     with pytest.raises(Refused, match="error: expected a finite number"):
