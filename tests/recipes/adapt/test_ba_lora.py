@@ -191,6 +191,31 @@ def test_accumulated_passes_average_the_terms_over_positions() -> None:
     assert same(gradients(model), explicit(free, data, terms))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_terms_keep_step_with_a_loss_that_is_made_of_the_logits(processes) -> None:
+    """Trainer divides such a loss by the passes of a step; where it divides by the items of a batch instead, it multiplies by the processes."""
+    terms = STRONG[:2]
+    model, data = adapted(terms), batch()
+    free = copy.deepcopy(model)
+    parts = [{k: v[:1] for k, v in data.items()}, {k: v[1:] for k, v in data.items()}]
+    items = int((data["labels"] != -100).sum())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    averaged = processes > 1
+    with ek.glue(model).begin(optimizer, accumulate=2, processes=processes):
+        for part in parts:
+            more = {"num_items_in_batch": items} if averaged else {}
+            logits = model(part["input_ids"], labels=None, shift_labels=part["labels"], **more).logits
+            kept = part["labels"] != -100
+            value = F.cross_entropy(logits[kept], part["labels"][kept], reduction="sum")
+            (value * processes / items if averaged else value / kept.sum() / 2).backward()
+    halves = [explicit(free, part, terms) for part in parts]
+    if averaged:
+        want = {k: processes * v for k, v in explicit(free, data, terms).items()}
+    else:
+        want = {k: (v + halves[1][k]) / 2 for k, v in halves[0].items()}
+    assert same(gradients(model), want)
+
+
 def test_evaluation_and_other_adapters_see_nothing() -> None:
     model, data = adapted(), batch()
     plain = model.eval()(**data).loss

@@ -27,6 +27,17 @@ def penalised(model, piece) -> float:
     return value
 
 
+def test_the_squared_norm(world) -> None:
+    model = ek.adapt(world.make(), "full")
+    b = next(m for m in model.modules() if hasattr(m, "eckart_branch")).branch("default")
+    with torch.no_grad():
+        b.whole.copy_(torch.randn(b.whole.shape, generator=torch.Generator().manual_seed(1)))
+    update = b.whole.detach().double().requires_grad_()
+    (want := dense(update) ** 2).backward()
+    assert penalised(model, penalty.UnitUpdate(norm="fro2")) == pytest.approx(float(want.detach()), rel=1e-4)
+    assert torch.allclose(b.whole.grad.double(), update.grad, rtol=1e-3, atol=1e-4 * float(update.grad.abs().max()))
+
+
 @pytest.mark.parametrize("base", ["lora", "pissa", "sorsa", "full"])
 def test_value_and_gradient_are_those_of_the_dense_update(world, base) -> None:
     model = ek.adapt(world.make(), base, rank=None if base == "full" else 4)

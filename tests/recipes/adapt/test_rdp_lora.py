@@ -69,6 +69,17 @@ def test_adapters_stand_where_the_path_turns(path, share) -> None:
     assert blocks == {k - 1 for k in kept(points, count)}
 
 
+def test_a_straight_path_turns_nowhere(lm_folder) -> None:
+    """Blocks that add nothing leave the state where it was; then no layer is left to adapt, and that is said."""
+    model = ek.load(lm_folder, dtype=torch.float32)
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+    with pytest.raises(UsageError, match="the path turns at no block"):
+        ek.adapt(model, "rdp_lora", rank=2, calib=["def f(x):", "return x"])
+
+
 def test_as_glue_it_chooses_for_another_recipe_and_measures_both(path, lm_folder, tmp_path) -> None:
     from eckart.hub.peft.offline import initialise
 
