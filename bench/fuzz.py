@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of every parser of bytes from elsewhere, with atheris; writes `bench/results/fuzz.md`.
+"""Coverage-guided fuzzing of every parser of bytes from elsewhere, with atheris; writes `bench/results/fuzz.json` and `.md`.
 
     python -m bench.fuzz                        # all parsers, a million inputs and more
     python -m bench.fuzz --only recipe --runs 20000
@@ -7,42 +7,54 @@ atheris is no dependency of eckart: `pip install atheris` into a copy of the env
 The parsers and what must hold of their results are those of `tests/attacks/parsers.py`; the corpus of `tests/attacks/hostile.py` is where each
 run starts. Each parser runs in a process of its own, in which an input that takes over `TIMEOUT` seconds, memory beyond `ROOM` above what
 the imports took, or any error but our own ends the run and leaves the input in `--found`: add it to `tests/attacks/found/` with its fix.
+Most mutations are libFuzzer's own, on bytes; the others (`SHARE`) change a value inside JSON or YAML, since damaged bytes rarely are either.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import os
 import platform
+import random
 import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from bench.machine import processor, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 ATTACKS = ROOT / "tests" / "attacks"
-RUNS = {"header": 350_000, "index": 250_000, "manifest": 250_000, "journal": 200_000, "recipe": 30_000}
+RUNS = {"header": 1_000_000, "index": 600_000, "manifest": 400_000, "journal": 500_000, "recipe": 20_000}
 LONGEST = {"header": 4096, "index": 4096, "manifest": 8192, "journal": 4096, "recipe": 2048}  # bytes of an input
 TIMEOUT = 10  # seconds per input
 ROOM = 256 << 20  # bytes
+SHARE = 0.4  # of the mutations that change a value and not bytes
+VALUES = (
+    None, True, 0, 1, -1, 2, 0.5, 2**31, 2**53 + 1, 2**62, 2**63, 2**64, 1e308, "", "a", "b", "F32", "BF16", "../x", "x" * 70, "0" * 64,
+    "\ud800", "\0", [], {}, [0, 16], [2, 2],
+)  # fmt: skip
 LIMITS = f"{TIMEOUT} s per input, {ROOM >> 20} MiB above what the imports took"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the run of one parser did."""
+    """What the run of one parser did; an edge is a branch taken in our own files, a feature an edge and how often it was taken."""
 
     parser: str
     inputs: int
     seeds: int
-    corpus: int
-    features: int
+    edges_of_seeds: int
     edges: int
+    features: int
+    corpus: int
     seconds: float
     peak: int  # bytes
     fault: str
@@ -75,7 +87,48 @@ def seeds(parser: str) -> list[bytes]:
         ],
     }[parser]
     found = [raw for raw in plain if len(raw) < LONGEST[parser]]
-    return found if parser == "recipe" else [bytes([mode]) + raw for raw in found for mode in (0, 1)]
+    if parser == "recipe":
+        return found
+    bare = [b"\4" + raw[8:].rstrip(b"\0") for raw in found] if parser == "header" else []
+    return [bytes([mode]) + raw for raw in found for mode in (0, 1)] + bare
+
+
+def mutated(data: bytes, dice: random.Random) -> bytes | None:
+    """The input with one change to the values that it holds; None where it holds none that can be read. Keeps the first byte, the mode."""
+    import yaml
+
+    mode, lines = data[:1], data[1:].split(b"\n")
+    whole = dice.random() < 0.7 or len(lines) < 2
+    at = dice.randrange(len(lines))
+    text = data[1:] if whole else lines[at]
+    try:
+        made = json.dumps(changed(json.loads(text), dice)).encode()
+    except (ValueError, RecursionError):
+        if not data[:1].isalpha() or b"&" in data:  # no recipe, or one with anchors, which may grow without end
+            return None
+        try:
+            return json.dumps(changed(yaml.load(data, yaml.CSafeLoader), dice)).encode()  # what JSON says is YAML too
+        except Exception:  # whatever a stranger's YAML makes PyYAML raise
+            return None
+    return mode + (made if whole else b"\n".join([*lines[:at], made, *lines[at + 1 :]]))
+
+
+def changed(value: Any, dice: random.Random) -> Any:
+    """A value with one thing in it replaced, removed, doubled or renamed."""
+    if not isinstance(value, dict | list) or not value or dice.random() < 0.15:
+        return copy.deepcopy(dice.choice(VALUES))
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    key, what = dice.choice(keys), dice.random()
+    if what < 0.6:
+        value[key] = changed(value[key], dice)
+    elif what < 0.7:
+        del value[key]
+    elif isinstance(value, list):
+        value.insert(dice.randrange(len(value) + 1), copy.deepcopy(dice.choice([value[key], *VALUES])))
+    else:
+        other = value[dice.choice(keys)] if what < 0.85 else dice.choice(VALUES)
+        value[dice.choice(("a", "b", "c", "__metadata__", "", *map(str, keys)))] = copy.deepcopy(other)
+    return value
 
 
 def fuzz(parser: str, runs: int, folder: str, found: str, seed: int) -> None:
@@ -105,7 +158,13 @@ def fuzz(parser: str, runs: int, folder: str, found: str, seed: int) -> None:
         "artifact_prefix": f"{found}/{parser}-",
     }
     arguments = [f"-{name}={value}" for name, value in options.items()]
-    atheris.Setup([sys.argv[0], folder, *arguments, "-print_final_stats=1", "-rss_limit_mb=0"], check)
+
+    def mutate(data: bytes, most: int, number: int) -> bytes:
+        dice = random.Random(number)
+        made = mutated(data, dice) if dice.random() < SHARE else None
+        return atheris.Mutate(data, most) if made is None or len(made) > most else made
+
+    atheris.Setup([sys.argv[0], folder, *arguments, "-print_final_stats=1", "-rss_limit_mb=0"], check, custom_mutator=mutate)
     atheris.Fuzz()
 
 
@@ -130,37 +189,52 @@ def run(parser: str, runs: int, found: Path, seed: int) -> Row:
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - began
     log = "".join(lines)
-    last = re.findall(r"#\d+\s+\w+\s+cov: (\d+) ft: (\d+) corp: (\d+)/", log)
-    edges, features, corpus = map(int, last[-1]) if last else (0, 0, 0)
+    states = [(0, 0, 0), *(tuple(map(int, found)) for found in re.findall(r"#\d+\s+\w+\s+cov: (\d+) ft: (\d+) corp: (\d+)/", log))]
+    first = re.search(r"INITED\s+cov: (\d+)", log)
+    edges, features, corpus = states[-1]
     done = re.search(r"stat::number_of_executed_units:\s*(\d+)", log)
     fault = "" if process.returncode == 0 else "\n".join(log.splitlines()[-40:])
-    return Row(parser, int(done[1]) if done else 0, len(start), corpus, features, edges, seconds, usage.ru_maxrss * 1024, fault)
+    inputs, known = (int(found[1]) if found else 0 for found in (done, first))
+    return Row(parser, inputs, len(start), known, edges, features, corpus, seconds, usage.ru_maxrss * 1024, fault)
 
 
-def write(rows: list[Row], path: Path, seed: int) -> None:
-    """The table, for people."""
-    total = sum(row.inputs for row in rows)
-    names = ("atheris", "pyyaml", "pydantic", "torch")
+def write(rows: list[Row], out: Path, seed: int) -> None:
+    """The figures, and the table for people."""
+    made = {
+        "seed": seed,
+        "inputs": sum(row.inputs for row in rows),
+        "seconds": sum(row.seconds for row in rows),
+        "limits": {"seconds_per_input": TIMEOUT, "bytes_above_imports": ROOM, "bytes_per_input": LONGEST},
+        "replayed_by_the_tests": sorted(file.name for file in (ATTACKS / "found").glob("*")),
+        "rows": [asdict(row) for row in rows],
+        "versions": versions("atheris", "pyyaml", "pydantic"),
+        "machine": f"{processor()}, {platform.system()} {platform.machine()}",
+    }
+    out.with_suffix(".json").write_text(json.dumps(made, indent=1) + "\n")
     lines = [
         "# Fuzzing the parsers",
         "",
-        f"`python -m bench.fuzz --seed {seed}`: {total:,} inputs in {sum(row.seconds for row in rows) / 60:.0f} minutes, "
+        f"`python -m bench.fuzz --seed {seed}`: {made['inputs']:,} inputs in {made['seconds'] / 60:.0f} minutes on one core, "
         f"{sum(bool(row.fault) for row in rows)} faults. A fault is any error but our own, a wrong result, a refusal that cannot be shown, or",
         f"more than {LIMITS}.",
         "",
-        "| parser | inputs | seeds | corpus at the end | features | edges | seconds | peak memory | faults |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+        "| parser | inputs | bytes of an input | seeds | edges by the seeds | edges | features | corpus at the end | seconds | peak memory | faults |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
         *(
-            f"| {r.parser} | {r.inputs:,} | {r.seeds} | {r.corpus} | {r.features} | {r.edges} | {r.seconds:.0f} | {r.peak / 2**20:.0f} MiB | "
-            f"{'yes' if r.fault else 'none'} |"
+            f"| {r.parser} | {r.inputs:,} | at most {LONGEST[r.parser]:,} | {r.seeds} | {r.edges_of_seeds} | {r.edges} | {r.features} | {r.corpus} | "
+            f"{r.seconds:.0f} | {r.peak / 2**20:.0f} MiB | {'yes' if r.fault else 'none'} |"
             for r in rows
         ),
         "",
-        "Edges and features are those of eckart's own files as atheris counts them; peak memory includes the imports and the corpus.",
-        f"Python {platform.python_version()}, {', '.join(f'{n} {version(n)}' for n in names)}; {platform.system()} {platform.machine()}.",
+        f"What earlier runs found is fixed, and the tests replay it: {', '.join(made['replayed_by_the_tests']) or 'nothing'}. "
+        "(`tests/attacks/found/`)",
+        "",
+        "Edges and features are those of eckart's own files and of the YAML parser, as atheris counts them; peak memory includes the imports",
+        "and the corpus.",
+        f"{made['machine']}; {', '.join(f'{name} {number}' for name, number in made['versions'].items())}.",
         "",
     ]
-    path.write_text("\n".join(lines))
+    out.with_suffix(".md").write_text("\n".join(lines))
 
 
 def main() -> int:
@@ -169,7 +243,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, help="inputs per parser")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--found", type=Path, default=ROOT / "build" / "fuzz", help="where inputs that show a fault are left")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "fuzz.md")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "fuzz", help="without a suffix")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--corpus", help=argparse.SUPPRESS)
     args = parser.parse_args()

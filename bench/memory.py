@@ -1,6 +1,6 @@
 """Peak memory of one factorisation, measured in a fresh process, beside what `linalg.peak` promises.
 
-    python -m bench.memory            write bench/results/memory-cpu.md
+    python -m bench.memory            write bench/results/memory-cpu.json and .md
     python -m bench.memory --one ...  one case, as this script calls itself
 
 Resident memory is anonymous and file pages of /proc/self/status, sampled every 2 ms, minus what the process had before the call.
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 CASES = [
     # m, n, rank, metric, method, dtype
@@ -31,7 +32,8 @@ CASES = [
     (1024, 2816, 400, "both", "gram", "bfloat16"),
     (2048, 2048, 800, "both", "gram", "float32"),
 ]
-RESULT = Path(__file__).parent / "results" / "memory-cpu.md"
+NAMES = ("m", "n", "rank", "metric", "method", "dtype")
+RESULT = Path(__file__).parent / "results" / "memory-cpu"
 
 
 def resident() -> int:
@@ -83,24 +85,31 @@ def main() -> None:
         return
     from bench.machine import describe
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for case in CASES:
         done = subprocess.run([sys.executable, "-m", "bench.memory", "--one", *map(str, case)], capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout)
-        rows.append((*case, found["measured"] / 2**20, found["promised"] / 2**20))
+        rows.append({**dict(zip(NAMES, case, strict=True)), **json.loads(done.stdout)})
         print(rows[-1], flush=True)
+    machine = describe()
+    RESULT.with_suffix(".json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    within = sum(row["measured"] <= row["promised"] for row in rows)
     lines = [
         "# Peak memory of one factorisation",
         "",
-        describe(),
+        "`python -m bench.memory`: resident memory of a fresh process during one factorisation, less what it had before, beside `linalg.peak`, the",
+        f"figure that plans add up. {machine}",
         "",
         "| shape | rank | metric | method | stored as | measured, MiB | promised, MiB |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---:|---|---|---|---:|---:|",
+        *(
+            f"| {r['m']}x{r['n']} | {r['rank']} | {r['metric']} | {r['method']} | {r['dtype']} | {r['measured'] / 2**20:.0f} | {r['promised'] / 2**20:.0f} |"
+            for r in rows
+        ),
+        "",
+        f"{within} of {len(rows)} cases stay within what is promised.",
+        "",
     ]
-    lines += [f"| {m}x{n} | {r} | {k} | {a} | {d} | {x:.0f} | {y:.0f} |" for m, n, r, k, a, d, x, y in rows]
-    over = [row for row in rows if row[-2] > row[-1]]
-    lines += ["", f"{len(rows) - len(over)} of {len(rows)} cases stay below what is promised."]
-    RESULT.write_text("\n".join(lines) + "\n")
+    RESULT.with_suffix(".md").write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def plain(job: str, record: Mapping[str, Any]) -> dict[str, _json.Json]:
 
 
 def decode(line: bytes) -> Entry | None:
-    """The entry of a line without its newline, None when it is torn or damaged; pure."""
+    """The entry of a line without its newline, None when it is torn, damaged or not as `encode` writes it; pure."""
     mark, _, body = line.partition(b" ")
     if mark != _sum(body):
         return None
@@ -60,8 +60,11 @@ def decode(line: bytes) -> Entry | None:
             return None
         tensors = _json.as_dict(found["tensors"], "journal")
         digests = {_json.as_str(name, "journal"): _json.as_str(digest, "journal", 64) for name, digest in tensors.items()}
-        return Entry(_json.as_str(found["job"], "journal", MAX_JOB), digests, _json.as_dict(found["record"], "journal"))
-    except Refused:
+        job = _json.as_str(found["job"], "journal", MAX_JOB)
+        if not job or _json.line(found) != body:
+            return None
+        return Entry(job, digests, _json.as_dict(found["record"], "journal"))
+    except (Refused, ValueError, RecursionError):  # ValueError: half a character, or an infinite number, which cannot be written again
         return None
 
 

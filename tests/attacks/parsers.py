@@ -31,14 +31,27 @@ def answer(parse: Callable[..., Any], *args: Any) -> Any:
     return None
 
 
+def described(head: bytes) -> int:
+    """The length of a file that ends where the last tensor of the header does, as far as the header can be read."""
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in json.loads(head[8:]).items() if name != "__metadata__"]
+        return len(head) + max(0, min(max(ends, default=0), 1 << 62))
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        return len(head)
+
+
 def header(data: bytes) -> None:
-    """First byte: how much longer than the input the file is said to be."""
-    extra = (0, 1, 16, 1 << 40)[data[0] % 4] if data else 0
-    size = len(data) - 1 + extra
-    found = answer(parse_header, data[1:], size, "f.safetensors")
+    """First byte: a whole file, how much longer than the input it is said to be; or the JSON alone, with a length before it that holds."""
+    mode, raw = data[0] if data else 0, data[1:]
+    if mode & 4:
+        raw = len(raw).to_bytes(8, "little") + raw
+        size = described(raw)
+    else:
+        size = len(raw) + (0, 1, 16, 1 << 40)[mode % 4]
+    found = answer(parse_header, raw, size, "f.safetensors")
     if found is None:
         return
-    end = 8 + int.from_bytes(data[1:9], "little")
+    end = 8 + int.from_bytes(raw[:8], "little")
     for tensor in found.tensors:
         assert tensor.start == end
         end += tensor.nbytes
@@ -71,11 +84,19 @@ def manifest(data: bytes) -> None:
         assert len(check_rows(found.rows)) == found.source["tensors"]
 
 
+def canonical(line: bytes) -> bytes:
+    """JSON as `_json` writes it; what is none stays."""
+    try:
+        return _json.line(json.loads(line))
+    except (ValueError, RecursionError):
+        return line
+
+
 def journal_(data: bytes) -> None:
-    """First byte: as it is, or every line with a checksum that holds."""
+    """First byte: as it is, or every line in the one form that is written, with a checksum that holds."""
     raw = data[1:]
     if data and data[0] % 2:
-        raw = b"".join(hashlib.sha256(line).hexdigest()[:16].encode() + b" " + line + b"\n" for line in raw.split(b"\n"))
+        raw = b"".join(journal._sum(line) + b" " + line + b"\n" for line in map(canonical, raw.split(b"\n")))
     found, end = journal.entries_of(raw)
     assert 0 <= end <= len(raw)
     assert len(found) <= raw.count(b"\n")

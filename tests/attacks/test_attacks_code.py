@@ -1,20 +1,24 @@
-"""Nothing in the store unpickles, runs code or touches the disk outside its one door."""
+"""Nothing unpickles or runs code of a file, and the store touches the disk through its one door."""
 
 from __future__ import annotations
 
 import ast
-import pickle
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
+import eckart.cli
 import eckart.engine
 import eckart.store
 
 STORE = Path(eckart.store.__file__).parent
+CLI = Path(eckart.cli.__file__).parent
+HERE = Path(__file__).parent
 SOURCES = sorted([*STORE.glob("*.py"), *Path(eckart.engine.__file__).parent.glob("*.py")])
 
 
@@ -99,38 +103,62 @@ def test_the_disk_is_only_touched_through_one_door(file: Path) -> None:
     ]
 
 
-def test_everything_works_where_unpickling_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eckart.engine import Local
-    from eckart.store import Reader, TensorSpec, Writer, account, copied, verify
+STEPS = (
+    "parsers", "ls", "show", "inspect", "compress, data-free", "compress, calibrated", "verify", "eval", "adapt", "export-lora", "pickles are refused",
+    "convert, in its own process",
+)  # fmt: skip
 
-    def no(*_: object, **__: object) -> None:
-        raise AssertionError("unpickling")
 
-    folder = tmp_path / "source"
-    folder.mkdir()
-    tensors = {f"t{i}": torch.full((3,), float(i)) for i in range(4)}
-    save_file(tensors, folder / "model.safetensors")
-    for module, name in (
-        (pickle, "Unpickler"),
-        (pickle, "load"),
-        (pickle, "loads"),
-        (torch, "load"),
-        (sys.modules["_pickle"], "Unpickler"),
-        (sys.modules["_pickle"], "loads"),
-    ):
-        monkeypatch.setattr(module, name, no)
-    with pytest.raises(AssertionError, match="unpickling"):
-        pickle.loads(b"")
-    reader = Reader(folder)
-    with Writer(tmp_path / "out", [TensorSpec(n, "F32", (3,)) for n in tensors], fingerprint={}) as writer:
-        list(Local(2).run(lambda name: writer.copy(name, reader, name), tensors))
-        writer.commit(reader.config, account(reader, map(copied, tensors)), reader.carry())
-    assert verify(tmp_path / "out", folder).ok
+@pytest.fixture(scope="module")
+def where_unpickling_raises(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    command = [sys.executable, str(HERE / "unpickling.py"), str(tmp_path_factory.mktemp("unpickling"))]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join((str(STORE.parents[1]), str(HERE)))}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_works_where_unpickling_raises(where_unpickling_raises: dict[str, Any], step: str) -> None:
+    assert where_unpickling_raises["steps"][step] == ""
+
+
+def test_nothing_tried_to_unpickle(where_unpickling_raises: dict[str, Any]) -> None:
+    """Neither we nor a library, at import or later; and each verb that the command line has is among the steps."""
+    assert where_unpickling_raises["tried"] == []
+    assert set(where_unpickling_raises["steps"]) == set(STEPS)
+    verbs = {"export-lora" if p.stem == "export_lora" else "eval" if p.stem == "evaluate" else p.stem for p in CLI.glob("[a-z]*.py")}
+    assert verbs - {"base", "demo"} <= {step.partition(",")[0] for step in STEPS}, "a verb is not tried in tests/attacks/unpickling.py"
+
+
+def test_the_traps_hold() -> None:
+    """Each way to unpickle that is closed in that process does raise there."""
+    code = """
+import sys, io, pickle, marshal
+sys.path.insert(0, sys.argv[1])
+import unpickling as u
+data, compiled = pickle.dumps(print), marshal.dumps(1)
+C, P = pickle.Unpickler, pickle._Unpickler
+u.forbid(); u.forbid_in_libraries()
+import numpy, torch
+assert u.TRIED == []
+array = io.BytesIO(); numpy.save(array, numpy.array([{}], dtype=object), allow_pickle=True); array.seek(0)
+saved = io.BytesIO(); torch.save({}, saved); saved.seek(0)
+ways = [lambda: pickle.loads(data), lambda: pickle.load(io.BytesIO(data)), lambda: pickle.Unpickler(io.BytesIO(data)), lambda: C(io.BytesIO(data)).load(),
+        lambda: P(io.BytesIO(data)).load(), lambda: marshal.loads(compiled), lambda: marshal.load(io.BytesIO(compiled)), lambda: torch.load(saved),
+        lambda: torch.load(saved, weights_only=True), lambda: numpy.load(array, allow_pickle=True)]
+for number, way in enumerate(ways):
+    try:
+        way()
+    except u.Unpickled:
+        continue
+    raise SystemExit(f"way {number} is open")
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(HERE)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_reading_headers_needs_no_torch() -> None:
-    import subprocess
-
     code = (
         "import eckart.store, eckart.engine, sys; print('torch' in sys.modules, 'numpy' in sys.modules, 'huggingface_hub' in sys.modules)"
     )

@@ -129,7 +129,9 @@ def sealed(body: Any) -> bytes:
     "line",
     [
         b"\n", b" \n", b"x\n", b"{}\n", sealed(b""), sealed(b"{"), sealed([]), sealed({}), sealed({"job": "c", "tensors": {}}),
-        sealed({"job": 1, "tensors": {}, "record": {}}), sealed({"job": "c", "tensors": [], "record": {}}), sealed({"job": "c", "tensors": {"a": 1}, "record": {}}),
+        sealed({"job": 1, "tensors": {}, "record": {}}), sealed({"job": "", "tensors": {}, "record": {}}),
+        sealed(b'{"job":"c","record":{"x":"\\ud800"},"tensors":{}}'), sealed(b'{"job":"c","record":{"x":1e999},"tensors":{}}'), sealed(b'{"job":"c", "record":{},"tensors":{}}'),
+        sealed({"job": "c", "tensors": [], "record": {}}), sealed({"job": "c", "tensors": {"a": 1}, "record": {}}),
         sealed({"job": "c", "tensors": {}, "record": []}), sealed({"job": "c", "tensors": {}, "record": {}, "more": 1}), sealed({"job": "c" * 5000, "tensors": {}, "record": {}}),
         sealed(b'{"job":"c","job":"c","tensors":{},"record":{}}'), sealed(b"[" * 10**5), sealed(b'{"job":"\\ud800","tensors":{},"record":{}}'),
         b"0" * 16 + b" " + _json.line({"job": "c", "tensors": {}, "record": {}}) + b"\n", b"\xff" * 100 + b"\n", b"x" * 10**6,

@@ -58,10 +58,12 @@ class Forker:
 
 @dataclass
 class Killed:
-    """What happened: kills, runs that came to their end, runs in all, and what a kill left behind -> how often."""
+    """What happened: kills, runs that came to their end, runs that began with finished jobs, runs in all, and what a kill left behind -> how
+    often."""
 
     kills: int = 0
     finished: int = 0
+    resumed: int = 0
     runs: int = 0
     left: Counter[str] = field(default_factory=Counter)
 
@@ -92,8 +94,8 @@ def kill_at_random(
     box.mkdir()
     run(source, place / "older", recipe="older")
     run(source, place / "whole")
+    forker.start(how, source, place / "timed")  # returns when everything is imported
     start = time.monotonic()
-    forker.start(how, source, place / "timed")
     assert forker.join() == 0
     length = time.monotonic() - start
     expected, older, before = result(place / "whole"), result(place / "older"), (tree(source), times(source))
@@ -107,11 +109,13 @@ def kill_at_random(
 
     begin()
     while found.kills < kills:
+        has_jobs = any((folder / work.JOURNAL).exists() and journal.replay(folder / work.JOURNAL)[0] for folder in work.siblings(out))
         pid = forker.start(how, source, out, overwrite)
         time.sleep(dice.uniform(0, 1.3 * length))
         os.kill(pid, signal.SIGKILL)
         status = forker.join()
         found.runs += 1
+        found.resumed += has_jobs
         assert status in (0, -signal.SIGKILL), f"a run failed with status {status}"
         assert found.runs < 20 * kills + 100, "most runs end before they are killed"
         if out.exists():

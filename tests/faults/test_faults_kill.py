@@ -60,6 +60,7 @@ def test_killed_at_random_moments_until_done(forker: Forker, tmp_path: Path, how
     found = kill_at_random(forker, how, tmp_path, kills, seed=0)
     assert found.kills == kills
     assert found.finished > 0
+    assert found.resumed > 0
 
 
 def interrupted(source: Path, out: Path) -> Path:

@@ -13,7 +13,7 @@ import torch
 
 from ...errors import Refused, UsageError
 from ...nn.action import Action, ConvAction, EmbeddingAction
-from ...verbs.adapter_folder import CONFIG, check_folder, write_folder
+from ...verbs.adapter_folder import CONFIG, WEIGHTS, check_folder, write_folder
 from .register import register
 
 if TYPE_CHECKING:
@@ -187,6 +187,8 @@ def _open(folder: Path, base: Any) -> Any:
 
     if not (folder / CONFIG).is_file():
         raise UsageError(f"{folder}: holds no {CONFIG}; expected the folder of an adapter.")
+    if not (folder / WEIGHTS).is_file():  # PEFT would go on to open adapter_model.bin, a pickle, or ask the Hub
+        raise Refused(f"{folder}: holds no {WEIGHTS}; expected an adapter in safetensors, the only weights that eckart opens.")
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, EckartConfig):
         raise UsageError(f"{folder}: is an adapter of type {config.peft_type}, not one of ours; nothing has to be exported.")
