@@ -5,10 +5,10 @@ Not interfaces: the protocols are. What a caller asks of every value of an axis 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .protocols import Budget, Bundle, Parts, Site, Stat, StatsView
+from .protocols import Budget, Bundle, Edits, Outcome, Parts, Read, Site, Stat, StatsView
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,6 +116,19 @@ class FormChoice(Choice):
     def mutates(self) -> bool:
         """Whether the weight itself changes when an adapter begins."""
         return False
+
+    @property
+    def stored(self) -> str:
+        """Type that matrices are stored in: "same" as they came, "int8" or "int4"."""
+        return "same"
+
+    def outcome_dense(self, bundle: Bundle) -> Outcome | None:
+        """What becomes of the tensors of a bundle that no rank suits: nothing (None), or their storage in another type."""
+        return None
+
+    def leave(self, bundle: Bundle, read: Read, read_bias: Callable[[str], Tensor]) -> Edits:
+        """The edits of such a bundle, where there is an `outcome_dense`."""
+        raise AssertionError("nothing becomes of it")
 
     def check(self, outline: Any, bundle: Bundle) -> None:
         """Refuse a model that it does not fit, before any work.

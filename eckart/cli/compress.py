@@ -16,6 +16,7 @@ from .base import Flag, Json, Out, Quiet, Settings, app, command, console, plain
 def compress(
     model: str, /, *, out: Out = None, recipe: str = "svd_llm", keep: float | None = None,
     calib: Path | None = None, settings: Settings = None, as_form: Annotated[Literal["factored", "dense"], Parameter(name=("--form", "--as"))] = "factored",
+    quantise: Annotated[Literal["int8", "int4"] | None, Parameter(name=("--quantise", "--quantize"))] = None,
     dry_run: Annotated[Literal["plan", "spectra"] | None, Parameter(name="--dry-run")] = None, seed: int = 0, eval_text: Annotated[Path | None, Parameter(name="--eval")] = None,
     stats: Path | None = None,
     max_stats: int = 4 << 30, max_length: int | None = None, batch_size: int = 8, probes: int = 3, device: str | None = None, overwrite: Flag = False, workers: int = 1, threads: int | None = None,
@@ -38,6 +39,8 @@ def compress(
         Calibration text: .txt (a line per text) or .jsonl.
     as_form:
         factored stores pairs; dense multiplies them back.
+    quantise:
+        Store the targeted matrices in int8 or int4, weights only, through torchao.
     dry_run:
         Print the plan and stop; =spectra goes on until ranks are known.
     seed:
@@ -83,7 +86,7 @@ def compress(
         what = from_yaml(path.read_text(encoding="utf-8"))
     runs = engine_named(engine, workers, threads or 1)
     made = run(
-        model, what, keep, calib=calib, out=out if dry_run is None else None, form=as_form, seed=seed, dry_run={"plan": True, None: False}.get(dry_run, "spectra"),
+        model, what, keep, calib=calib, out=out if dry_run is None else None, form=as_form, quantise=quantise, seed=seed, dry_run={"plan": True, None: False}.get(dry_run, "spectra"),
         settings=settings or (), stats=stats,
         max_stats=max_stats, max_length=max_length, batch_size=batch_size, probes=probes, device=device, overwrite=overwrite, workers=workers, threads=threads, engine=runs, max_memory=max_memory, calibrate=calibrate,
         command=command(),

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import Refused, UsageError
 from ..nn.heads import narrowed
+from ..nn.quantised import GROUP, QuantisedLinear, bits_of, quantised_layers
 from ..nn.surgery import dense_shape, factorable, factored_layers, shared_groups
 
 
@@ -59,7 +60,8 @@ def attach(model: Any, ranks: Mapping[str, int] | None = None, bias: Mapping[str
         if factorable(m) and n in twins and factorable(twins[n]) and dense_shape(m) != dense_shape(twins[n])
     }
     heads = narrowed(model)
-    if not layers and not shapes:
+    integers = _integers(model)
+    if not layers and not shapes and not integers:
         raise UsageError("attach: the model holds no LowRankLinear, and every layer has the shape of its class; there is nothing to mark.")
     found = {name: layer.rank for name, layer in layers.items()}
     if ranks is not None and dict(ranks) != found:
@@ -71,7 +73,7 @@ def attach(model: Any, ranks: Mapping[str, int] | None = None, bias: Mapping[str
         raise UsageError(f"attach: info must be plain JSON: {error}.") from error
     _refuse_other_methods(model)
 
-    config = EckartConfig(found, None, shared=shared_groups(model), shapes=shapes, heads=heads, **info)
+    config = EckartConfig(found, None, shared=shared_groups(model), shapes=shapes, heads=heads, torchao=integers, **info)
     check(dense, config)
     for name, layer in layers.items():
         twin = twins[name]
@@ -108,14 +110,39 @@ def dequantize(model: Any, dtype: torch.dtype | str | None = None) -> Any:
     from .quantizer import EckartQuantizer, mark
 
     layers = factored_layers(model)
-    if not layers and not narrowed(model) and not getattr(getattr(model.config, "quantization_config", None), "shapes", None):
+    if (
+        not layers
+        and not quantised_layers(model)
+        and not narrowed(model)
+        and not getattr(getattr(model.config, "quantization_config", None), "shapes", None)
+    ):
         return model
     _refuse_other_methods(model)
     quantizer = getattr(model, "hf_quantizer", None)
     if not isinstance(quantizer, EckartQuantizer):
-        mark(model, EckartConfig({name: layer.rank for name, layer in layers.items()}))
+        mark(model, EckartConfig({name: layer.rank for name, layer in layers.items()}, torchao=_integers(model)))
         quantizer = model.hf_quantizer
     return quantizer.dequantize(model, dtype=dtype)
+
+
+def _integers(model: Any) -> dict[str, Any] | None:
+    """The table of layers in integers, as the config holds it.
+
+    Raises:
+        Refused: a pair of which only one factor is integers, or types that a reload would not choose.
+    """
+    found = quantised_layers(model)
+    if not found:
+        return None
+    wanted = "int4" if any(layer.bits == "int4" for layer in found.values()) else "int8"
+    pairs = [n for n, layer in factored_layers(model).items() if {type(layer.down), type(layer.up)} & {QuantisedLinear}]
+    inside = {f"{n}.{part}" for n in pairs for part in ("down", "up")}
+    if missing := sorted(inside - found.keys()):
+        raise Refused(f"{missing[0]} is not in integers, and the other factor of its pair is. Quantise both.")
+    other = [n for n, layer in found.items() if layer.bits != bits_of(layer.in_features, wanted)]
+    if other:
+        raise Refused(f"{other[0]} is {found[other[0]].bits} in a model that is stored in {wanted}; a reload would make it {wanted}.")
+    return {"type": wanted, "group_size": GROUP, "modules": [*pairs, *(n for n in found if n not in inside)]}
 
 
 def _shape(layer: Any) -> tuple[int, int]:

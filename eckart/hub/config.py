@@ -10,12 +10,14 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import Refused, did_you_mean
 from ..nn.heads import head_attribute
+from ..nn.quantised import GROUP
 from ..nn.surgery import dense_shape, factorable
 
 METHOD = "eckart"
-FORMAT_VERSION = 2
-"""1: ranks and bias. 2: what pairs share, layers of smaller shape, narrower heads, embeddings. A file names the lowest that reads it."""
-_OWN = ("quant_method", "format_version", "ranks", "bias", "shared", "shapes", "heads")
+FORMAT_VERSION = 3
+"""1: ranks and bias. 2: what pairs share, layers of smaller shape, narrower heads, embeddings. 3: matrices in integers. A file names the lowest
+that reads it."""
+_OWN = ("quant_method", "format_version", "ranks", "bias", "shared", "shapes", "heads", "torchao")
 _WHERE = "config.json, quantization_config"
 
 
@@ -28,10 +30,12 @@ class EckartConfig(QuantizationConfigMixin):
     Args:
         ranks: module name -> rank, at least 1. Names are those of the model class that was saved.
         bias: module name -> whether the pair has a bias, for layers that differ from the dense model in that.
-        format_version: 1 or 2.
+        format_version: 1, 2 or 3.
         shared: {"side": "in" or "out", "modules": names}: pairs that use one `down` or one `up`, stored under the first.
         shapes: module name -> [out, in] of a dense layer that is smaller than in its class.
         heads: name of an attention module -> {"head_dim": width of its heads, "rope": dimensions kept of rotary codes, or null}.
+        torchao: {"type": "int8" or "int4", "group_size": 32, "modules": names}: layers whose matrices are integers, both factors of a pair; a matrix
+            whose inputs are no whole groups is int8 under either type.
         **info: provenance, anything that JSON holds.
 
     Raises:
@@ -50,6 +54,7 @@ class EckartConfig(QuantizationConfigMixin):
         shared: Sequence[Mapping[str, Any]] | None = None,
         shapes: Mapping[str, Any] | None = None,
         heads: Mapping[str, Any] | None = None,
+        torchao: Mapping[str, Any] | None = None,
         **info: Any,
     ) -> None:
         method = info.pop("quant_method", METHOD)
@@ -68,6 +73,7 @@ class EckartConfig(QuantizationConfigMixin):
         self.shapes = _table("shapes", shapes, lambda v: _is_list(v, _is_size) and len(v) == 2, "two integers of at least 1")
         self.heads = _table("heads", heads, _is_heads, "a head_dim of at least 1, and rope: a list of positions or null")
         self.shared = _groups(shared, self.ranks)
+        self.torchao = _integers(torchao)
         for name in self.bias:
             if name not in self.ranks:
                 raise Refused(f"{_WHERE}: bias names {name!r}, which has no rank.")
@@ -81,6 +87,8 @@ class EckartConfig(QuantizationConfigMixin):
     @property
     def format_version(self) -> int:
         """The lowest format that holds it."""
+        if self.torchao:
+            return 3
         return 2 if self.shared or self.shapes or self.heads or self.embeddings else 1
 
     @classmethod
@@ -99,6 +107,8 @@ class EckartConfig(QuantizationConfigMixin):
                 out[field] = dict(sorted(table.items()))
         if self.shared:
             out["shared"] = [dict(g) for g in self.shared]
+        if self.torchao:
+            out["torchao"] = dict(self.torchao)
         return out | {k: self.info[k] for k in sorted(self.info)}
 
     def __iter__(self) -> Any:
@@ -107,7 +117,12 @@ class EckartConfig(QuantizationConfigMixin):
     @property
     def modules(self) -> tuple[str, ...]:
         """Every module that it names, each once."""
-        return tuple(dict.fromkeys((*self.ranks, *self.shapes, *self.heads)))
+        return tuple(dict.fromkeys((*self.ranks, *self.shapes, *self.heads, *self.integers)))
+
+    @property
+    def integers(self) -> tuple[str, ...]:
+        """Modules whose matrices are integers."""
+        return tuple(self.torchao.get("modules", ()))
 
     def renamed(self, names: Mapping[str, str]) -> EckartConfig:
         """The same with other module names; those that `names` leaves out are dropped."""
@@ -117,7 +132,9 @@ class EckartConfig(QuantizationConfigMixin):
 
         groups = [{"side": g["side"], "modules": [names[n] for n in g["modules"] if n in names]} for g in self.shared]
         shared = [g for g in groups if len(g["modules"]) > 1]
-        other = EckartConfig(table(self.ranks), table(self.bias), FORMAT_VERSION, shared, table(self.shapes), table(self.heads))
+        kept = [names[n] for n in self.integers if n in names]
+        integers = {**self.torchao, "modules": kept} if kept else None
+        other = EckartConfig(table(self.ranks), table(self.bias), FORMAT_VERSION, shared, table(self.shapes), table(self.heads), integers)
         other.info = dict(self.info)
         other.embeddings = self.embeddings
         return other
@@ -179,6 +196,21 @@ def _groups(value: Any, ranks: Mapping[str, int]) -> list[dict[str, Any]]:
     return out
 
 
+def _integers(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or set(value) != {"type", "group_size", "modules"}:
+        raise Refused(f"{_WHERE}: torchao: expected type, group_size and modules, found {value!r}.")
+    if value["type"] not in ("int8", "int4"):
+        raise Refused(f"{_WHERE}: torchao.type: expected int8 or int4, found {value['type']!r}.")
+    if value["group_size"] != GROUP or isinstance(value["group_size"], bool):
+        raise Refused(f"{_WHERE}: torchao.group_size: this release reads {GROUP}, found {value['group_size']!r}.")
+    names = value["modules"]
+    if not _is_list(names, lambda n: isinstance(n, str) and n != "") or not names or len(set(names)) < len(names):
+        raise Refused(f"{_WHERE}: torchao.modules: expected module names, each once, found {names!r}.")
+    return {"type": value["type"], "group_size": GROUP, "modules": list(names)}
+
+
 def check(model: nn.Module, config: EckartConfig) -> None:
     """Refuse a config that does not fit the dense model it is to be applied to. Nothing is allocated.
 
@@ -216,6 +248,15 @@ def check(model: nn.Module, config: EckartConfig) -> None:
             raise Refused(f"quantization_config gives {name!r} a shape, but it is a {type(module).__name__}, no torch.nn.Linear or Conv1D.")
         if any(new > old for new, old in zip(shape, dense_shape(module), strict=True)):
             raise Refused(f"quantization_config gives {name!r} the shape {list(shape)}, larger than {list(dense_shape(module))} in {kind}.")
+    for name in config.integers:
+        if type(modules[name]) is not nn.Linear and (name not in config.ranks or isinstance(modules[name], nn.Embedding)):
+            raise Refused(
+                f"quantization_config stores {name!r} in integers, but it is a {type(modules[name]).__name__}, no torch.nn.Linear."
+            )
+        if f"{name}.weight" in tied_names:
+            raise Refused(f"{name!r} shares its weight with another module, so it cannot be stored in integers.")
+        if any(name in g["modules"] for g in config.shared):
+            raise Refused(f"{name!r} has a factor that other layers use, and such factors are not stored in integers.")
     for name, heads in config.heads.items():
         attribute = head_attribute(modules[name])
         if attribute is None or getattr(modules[name], attribute) < heads["head_dim"]:

@@ -13,6 +13,7 @@ from transformers.quantizers.base import HfQuantizer
 from ..errors import Refused
 from ..nn import LowRankEmbedding, LowRankLinear
 from ..nn.heads import narrow, narrowed
+from ..nn.quantised import Bits, QuantisedLinear, bits_of, restore_linear, torchao
 from ..nn.surgery import dense_shape, put, replace_linear, resize, restore_dense, share
 from .config import METHOD, EckartConfig, check
 from .skeleton import skeleton
@@ -43,12 +44,12 @@ class EckartQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> Any:
-        return True
+        return not self.quantization_config.integers
 
     @property
     def is_qat_trainable(self) -> bool:
-        # transformers' Trainer refuses models flagged as quantised without this; factors are ordinary float parameters
-        return True
+        # transformers' Trainer refuses models flagged as quantised without this; factors are ordinary float parameters, integers are not
+        return not self.quantization_config.integers
 
     @property
     def is_compileable(self) -> bool:
@@ -70,6 +71,7 @@ class EckartQuantizer(HfQuantizer):
             raise Refused(
                 f"{type(model).__name__}: layers of it are smaller than in its class, and no plain dense model has that shape. It needs eckart to load."
             )
+        restore_linear(model)
         for key in [k for k in getattr(model, "all_tied_weights_keys", None) or {} if k.endswith((".down.weight", ".up.weight"))]:
             del model.all_tied_weights_keys[key]
         restore_dense(model, skeleton(type(model), model.config))
@@ -99,6 +101,19 @@ def plant(model: nn.Module, config: EckartConfig) -> None:
     for group in config.shared:
         share(model, group["modules"], group["side"])
         declare_ties(model, group)
+    for name in config.integers:
+        plant_integers(model, name, config.torchao["type"])
+
+
+def plant_integers(model: nn.Module, name: str, wanted: Bits) -> None:
+    """Empty quantised layers on the meta device in the place of a linear layer, or of both factors of a pair."""
+    torchao()
+    layer = model.get_submodule(name)
+    for part in ("down", "up") if isinstance(layer, LowRankLinear) else ("",):
+        path = f"{name}.{part}" if part else name
+        old: Any = model.get_submodule(path)
+        bits = bits_of(old.in_features, wanted)
+        put(model, path, QuantisedLinear(old.in_features, old.out_features, bits, old.bias is not None, "meta", old.weight.dtype))
 
 
 def declare_ties(model: Any, group: Mapping[str, Any]) -> None:

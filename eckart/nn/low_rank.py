@@ -116,7 +116,7 @@ class LowRankLinear(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """`up.weight @ down.weight`, shape (m, n): multiplied in at least float32, returned in the factors' type."""
-        up, down = self.up.weight, self.down.weight
+        up, down = (x.weight if isinstance(x, nn.Linear) else x.dense_weight() for x in (self.up, self.down))
         if up.dtype in (torch.float16, torch.bfloat16):
             return (up.float() @ down.float()).to(up.dtype)
         return up @ down

@@ -29,7 +29,7 @@ class Task:
 
     Args:
         bundle: the matrices, by name.
-        rank: triples kept.
+        rank: triples kept; 0 for a bundle that stays dense and is only stored otherwise.
         cap: where spectra decide, the most triples that the cut may want; 0 where the rank follows from the shape.
         algorithm, seed: as the plan has them.
         seconds: predicted, to spread jobs.
@@ -63,6 +63,8 @@ class Context:
 
     def cut(self, task: Task, parts: Parts | None = None) -> Edits:
         """The new tensors of a bundle. Parts that were not kept are made again as they were, so that keeping them changes no byte."""
+        if task.rank == 0:
+            return self.recipe.form.leave(task.bundle, self.read, self.read_bias)
         if parts is None and task.cap:
             parts = self.look(task)[1]
         return solve(

@@ -36,7 +36,8 @@ def measure(
         judge: of the original model.
     """
     recipe = context.recipe
-    dense = replace(context, recipe=recipe.with_(form=replace(recipe.form, layout="dense"), recover=None))
+    plain = {} if recipe.form.stored == "same" else {"store": "same"}
+    dense = replace(context, recipe=recipe.with_(form=replace(recipe.form, layout="dense", **plain), recover=None))
     model = judge.copy()
     few = recipe.score.batches
     base = judge(model, batches=few)

@@ -134,7 +134,7 @@ def _spectra(plan: Plan, group: Group, costs: Mapping[str, Cost], run: Run, keep
 def cut(
     plan: Plan, sweep: Sweep, run: Run, seen: Mapping[str, Seen], *, done: frozenset[str] = frozenset(), places: Places | None = None, shards: str = ""
 ) -> Iterator[Cut]:  # fmt: skip
-    """Every bundle that is factored, as it is ready.
+    """Every bundle that is factored, or stored in another type, as it is ready.
 
     Args:
         plan: with ranks.
@@ -145,9 +145,11 @@ def cut(
         places: where the tensors of each job go, for an engine in other processes.
         shards: the folder of the shards, likewise.
     """
-    jobs = {j.name: j for j in plan.jobs if j.state == "factored"}
+    jobs = {j.name: j for j in plan.jobs if j.state in ("factored", "dense")}
+    form = run.context.recipe.form
     for group in sweep(done):
-        names = {b.name for b in group.bundles} & jobs.keys() - (done if group.take is None else frozenset())
+        names = {b.name for b in group.bundles if jobs[b.name].state == "factored" or form.outcome_dense(b) is not None}
+        names -= done if group.take is None else frozenset()
         todo = [b for b in group.bundles if b.name in names]
         tasks = [_task(jobs[b.name], b, cap=jobs[b.name].cap if plan.decides != "shape" else 0, places=places) for b in todo]
         yield from _cut(jobs, group, tasks, run, seen, shards)
@@ -189,7 +191,8 @@ def _tasks(jobs: Mapping[str, Job], group: Group) -> list[Task]:
 
 
 def _task(job: Job, bundle: Bundle, *, cap: int, places: Places | None = None) -> Task:
-    return Task(bundle, job.rank or 1, job.algorithm, job.seed, cap, job.seconds, places[job.name] if places else {})
+    rank = 0 if job.state == "dense" else job.rank or 1
+    return Task(bundle, rank, job.algorithm, job.seed, cap, job.seconds, places[job.name] if places else {})
 
 
 def _at(desk: Desk | None, group: Group) -> Desk:

@@ -28,6 +28,7 @@ from ..runners.whole import Cut, Places, Run, cut, decide
 from ..stats.result import batch_digest, data_digest
 from ..store import check_output, finished
 from ..store.journal import Entry
+from ..store.resume import recorded
 from .calibrate import MAX_STATS, PROBES, Calibration, Runner, is_tensors, load_calibration, measure, rows_of
 from .host import Host, open_host
 from .output import MAX_SHARD, config_changes, stamps_of, write_folder
@@ -61,8 +62,8 @@ class Compressed:
     stats: Stats | None = field(default=None, repr=False)
 
 
-def resolve(recipe: str | Recipe, keep: float | None, settings: Sequence[str], form: str) -> Recipe:
-    """The recipe of a run: by name, with the run's budget, form and overrides."""
+def resolve(recipe: str | Recipe, keep: float | None, settings: Sequence[str], form: str, quantise: str | None = None) -> Recipe:
+    """The recipe of a run: by name, with the run's budget, form, storage and overrides."""
     found = get_recipe(recipe) if isinstance(recipe, str) else recipe
     if found.verb != "compress":
         raise UsageError(f"{found.name} does {found.verb}, not compress. `eckart ls --verb compress` shows what fits here.")
@@ -75,7 +76,25 @@ def resolve(recipe: str | Recipe, keep: float | None, settings: Sequence[str], f
     found = override(found, settings)
     if form == "dense" and found.form.layout not in ("factored", "dense"):
         raise UsageError(f"{found.name} stores no factors, so there is nothing to multiply back. Leave --form out.")
-    return found.with_(form=replace(found.form, layout=form)) if form == "dense" else found
+    if form == "dense":
+        found = found.with_(form=replace(found.form, layout=form))
+    return in_integers(found, quantise)
+
+
+def in_integers(recipe: Recipe, quantise: str | None) -> Recipe:
+    """The recipe with its matrices stored in integers; refused where that cannot be."""
+    if quantise is not None:
+        if recipe.form.kind != "pair":
+            why = {"shared_basis": "factors that several matrices share", "smaller": "smaller dense matrices", "merged": "experts"}
+            raise UsageError(f"{recipe.name}: {why.get(recipe.form.kind, recipe.form.kind)} are not stored in integers. Leave --quantise out, or take a recipe with pairs.")  # fmt: skip
+        recipe = recipe.with_(form=replace(recipe.form, store=quantise))
+    if recipe.form.stored != "same":
+        from ..nn.quantised import torchao
+
+        torchao()
+        if recipe.recover is not None:
+            raise UsageError(f"{recipe.name} trains its factors after the cut, which integers do not. Leave --quantise out, or set recover=null.")  # fmt: skip
+    return recipe
 
 
 def compress(
@@ -86,6 +105,7 @@ def compress(
     calib: Any = None,
     out: str | Path | None = None,
     form: Literal["factored", "dense"] = "factored",
+    quantise: Literal["int8", "int4"] | None = None,
     seed: int = 0,
     dry_run: bool | Literal["spectra"] = False,
     settings: Sequence[str] = (),
@@ -119,6 +139,8 @@ def compress(
             tensors. Needed by every recipe that measures something.
         out: folder to write; None returns the model in memory.
         form: "factored" stores pairs, "dense" multiplies them back (loads anywhere, saves nothing).
+        quantise: store the pairs, and targeted matrices that stay dense, in "int8" (a scale per output) or "int4" (a scale per 32 inputs) through
+            torchao, weights only; None keeps the type of the checkpoint. It changes bytes, not `keep`. Whoever loads the result needs torchao.
         seed: of everything that draws numbers.
         dry_run: True stops at the plan, which reads no tensor; "spectra" goes on until ranks are known.
         settings: overrides such as "metric.power=1.0" or "budget.rank=8".
@@ -161,7 +183,7 @@ def compress(
     began = time.perf_counter()
     if not 0 <= seed < 1 << 63:
         raise UsageError(f"seed: expected an integer in [0, 2**63), found {seed}.")
-    rec = resolve(recipe, keep, settings, form)
+    rec = resolve(recipe, keep, settings, form, quantise)
     given = None if stats is None or isinstance(stats, str | Path) else stats
     texts = load_calibration(calib, rec.needs() if given is None else frozenset(), rec.name, judges(rec))
     limit = None if max_memory is None else parse_bytes(max_memory)
@@ -209,7 +231,7 @@ def compress(
             mark["calibration"] = data_digest(batch_digest(b) for b in judge.batches)
         if out is not None and is_output(out) and not overwrite:
             if finished(out, mark, stamps_of(host.reader)):
-                return Compressed(plan, json.loads((Path(out) / "report.json").read_text(encoding="utf-8")), path=Path(out), stats=given)
+                return Compressed(plan, json.loads(recorded(out, "report.json")), path=Path(out), stats=given)
             check_output(out, [host.path] if host.path else [], overwrite)
         run = Run(
             Context(rec, host.read, host.reader.read, given or NoStats()),

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..axes.border import to_dict, to_yaml
-from ..axes.protocols import Bundle, Made
+from ..axes.pairs import base_of
+from ..axes.protocols import Bundle, Made, Outcome, Site
 from ..axes.recipe import Recipe
 from ..axes.solve import adds_bias
 from ..engine import Engine
@@ -63,8 +64,7 @@ def lay_out_folder(reader: Any, recipe: Recipe, plan: Plan, bundles: Sequence[Bu
     new: dict[str, list[tuple[str, Made]]] = {}
     gone: dict[str, str] = {}
     writes: dict[str, tuple[str, ...]] = {}
-    for bundle, rank in changed(plan, bundles):
-        found = recipe.form.outcome(bundle, rank, adds_bias(recipe))
+    for bundle, found in outcomes(recipe, plan, bundles):
         writes[bundle.name] = tuple(found.tensors)
         gone |= found.gone
         for name, made in found.tensors.items():  # beside the first of its sources
@@ -107,15 +107,39 @@ def changed(plan: Plan, bundles: Sequence[Bundle]) -> list[tuple[Bundle, int]]:
     return [(b, rank) for b in bundles if (rank := ranks.get(b.name)) is not None]
 
 
+def outcomes(recipe: Recipe, plan: Plan, bundles: Sequence[Bundle]) -> list[tuple[Bundle, Outcome]]:
+    """What becomes of every bundle that is not left as it was, those among it that stay dense and are stored in another type."""
+    ranks = {b.name: r for b, r in changed(plan, bundles)}
+    dense = {j.name for j in plan.jobs if j.state == "dense"}
+    found = ((b, recipe.form.outcome(b, ranks[b.name], adds_bias(recipe)) if b.name in ranks else None) for b in bundles)
+    every = [(b, made if made is not None or b.name not in dense else recipe.form.outcome_dense(b)) for b, made in found]
+    return [(b, made) for b, made in every if made is not None]
+
+
 def config_changes(
     recipe: Recipe, plan: Plan, bundles: Sequence[Bundle], config: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:  # fmt: skip
     """What `config.json` says differently afterwards, the tables for our loader among it."""
     tables, other = recipe.form.config_of(changed(plan, bundles), adds_bias(recipe), config, records)
+    if recipe.form.stored != "same":
+        tables = tables | _integers(recipe, plan, bundles)
     if not tables:
         return other
-    version = 1 if set(tables) <= {"ranks", "bias"} else 2
+    version = 3 if "torchao" in tables else 1 if set(tables) <= {"ranks", "bias"} else 2
     return other | {"quantization_config": {"quant_method": "eckart", "format_version": version, **tables, "recipe": recipe.name}}
+
+
+def _integers(recipe: Recipe, plan: Plan, bundles: Sequence[Bundle]) -> dict[str, Any]:
+    """The table of modules in integers, as the loader wants it."""
+    from ..nn.quantised import GROUP
+
+    names = [s.name for b, made in outcomes(recipe, plan, bundles) for s in b.sites if _has_integers(made, s)]
+    return {"torchao": {"type": recipe.form.stored, "group_size": GROUP, "modules": names}} if names else {}
+
+
+def _has_integers(made: Outcome, site: Site) -> bool:
+    base = base_of(site)
+    return any(f"{base}{part}.qdata" in made.tensors for part in ("", ".down", ".up"))
 
 
 def stamps_of(reader: Any) -> dict[str, str]:
@@ -183,7 +207,7 @@ def _commit(
     from ..report.card import model_card
     from ..report.html import render, to_json
 
-    report = finish({j.name: writer.records[j.name] for j in plan.jobs if j.state == "factored"})
+    report = finish({j.name: writer.records[j.name] for j in plan.jobs if j.name in folder.writes})
     lasting = lasting_part(report)
     config = dict(host.reader.config)
     config |= config_changes(recipe, plan, bundles, config, writer.records)

@@ -45,9 +45,15 @@ def compress_report(
         if dense_form
         else round(size - (plan.before - after) * sum(width[j.name] * j.before for j in plan.jobs) / plan.before),
     }
+    if recipe.form.stored != "same" and not any(j.state == "undecided" for j in plan.jobs):
+        sizes["bytes_after"] = size + _more_bytes(plan, recipe, host, bundles)
     verdict = _verdict(
         plan, recipe.form.kind, sizes, layers, dense_form, evaluation, bool(records) or not any(j.state == "factored" for j in plan.jobs)
     )
+    if recipe.form.stored != "same":
+        known = not any(j.state == "undecided" for j in plan.jobs)
+        became = f": {size:,} bytes become {sizes['bytes_after']:,} ({sizes['bytes_after'] / size:.1%})" if known else ""
+        verdict.insert(2, f"Targeted matrices {'are' if records else 'would be'} stored in {recipe.form.stored} through torchao{became}.")
     if recovered:
         loss = f"loss on calibration {recovered['loss_before']:.4g} before, {recovered['loss']:.4g} after"
         verdict.insert(-1, f"{recovered['trained']:,} numbers were trained for {recovered['steps']} steps: {loss}.")
@@ -67,12 +73,22 @@ def compress_report(
         "sizes": sizes,
         "layers": layers,
         "evaluation": [dict(row) for row in evaluation],
-        "warnings": [*_warnings(plan, recipe, layers), *cautions],
+        "warnings": [*_warnings(plan, recipe, layers), *_wider(plan, recipe, bundles), *cautions],
         "versions": versions(),
     }  # fmt: skip
     if notes or cautions:
         report["notes"] = [{"title": "Calibration", "text": text} for text in (*notes, *cautions)]
     return report | ({"timings": {k: round(v, 3) for k, v in timings.items()}} if timings else {})
+
+
+def _more_bytes(plan: Plan, recipe: Recipe, host: Host, bundles: Sequence[Bundle]) -> int:
+    """Bytes that the output has more than the source, each tensor in its own type; less is negative."""
+    from ..store.dtypes import nbytes
+    from .output import outcomes
+
+    found = outcomes(recipe, plan, bundles)
+    new = sum(nbytes(made.dtype, made.shape) for _, outcome in found for made in outcome.tensors.values())
+    return new - sum(host.reader.info(k).nbytes for b, _ in found for k in b.keys)
 
 
 def _layers(job: Job, bundle: Bundle, recipe: Recipe, record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -167,6 +183,26 @@ def _warnings(plan: Plan, recipe: Recipe, layers: Sequence[Mapping[str, Any]]) -
     lossy = [str(x["name"]) for x in layers if (x.get("error") or 0) > 0.5]
     if lossy:
         out.append(f"More than half of the weighted norm is lost in {len(lossy)} layers: {_few(lossy)}.")
+    return out
+
+
+def _wider(plan: Plan, recipe: Recipe, bundles: Sequence[Bundle]) -> list[str]:
+    """Matrices that int4 does not take, and layers that are not stored in integers at all."""
+    from .output import outcomes
+
+    if recipe.form.stored == "same" or any(j.state == "undecided" for j in plan.jobs):
+        return []
+    found = outcomes(recipe, plan, bundles)
+    types = {k.removesuffix(".qdata"): m.dtype for _, o in found for k, m in o.tensors.items() if k.endswith(".qdata")}
+    out = []
+    wider = [k for k, dtype in types.items() if dtype == "I8"]
+    if recipe.form.stored == "int4" and wider:
+        what = "all" if len(wider) == len(types) else f"{len(wider)} of {len(types)}"
+        out.append(f"{what} matrices are in int8, because int4 shares a scale among 32 inputs and theirs are no multiple: {_few(wider)}. --set allocate.multiple=32 gives factors such ranks.")  # fmt: skip
+    names = {b.name for b, o in found if any(k.endswith(".qdata") for k in o.tensors)}
+    left = [b.name for b in bundles if b.name not in names]
+    if left:
+        out.append(f"{len(left)} targeted matrices keep their type: tables, or dense weights stored (in, out), are never integers: {_few(left)}.")  # fmt: skip
     return out
 
 

@@ -41,7 +41,7 @@ def edited(saved: Any, tmp_path: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format_version": 3}, "format_version 3 was written by a newer eckart.*pip install -U eckart"),
+        ({"format_version": 4}, "format_version 4 was written by a newer eckart.*pip install -U eckart"),
         ({"format_version": 0}, "format_version to be an integer of at least 1, found 0"),
         ({"format_version": "1"}, "format_version to be an integer"),
         ({"format_version": True}, "format_version to be an integer"),

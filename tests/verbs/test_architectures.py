@@ -10,6 +10,8 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Qwen2Config,
@@ -20,6 +22,7 @@ from transformers import (
 
 import eckart as ek
 from eckart.nn import LowRankLinear
+from eckart.nn.quantised import quantised_layers
 from eckart.nn.surgery import factored_layers, shared_groups
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
@@ -32,6 +35,9 @@ MODELS = {
     "vit": lambda: ViTModel(ViTConfig(**SMALL, image_size=16, patch_size=4)),
     "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**TEXT)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**TEXT, num_key_value_heads=2)),  # grouped queries, biases on q, k and v alone
+    "llama": lambda: LlamaForCausalLM(  # a head that is the embedding, grouped queries, biases in attention and MLP
+        LlamaConfig(**TEXT, num_key_value_heads=2, attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
+    ),
     "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**TEXT, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2)),
 }
 
@@ -78,6 +84,22 @@ def test_compresses_saves_and_reloads(kind, recipe, token_ids, tmp_path) -> None
         assert "4 experts in one stack" in left["model.layers.0.mlp.experts.gate_up_proj"]
     if (kind, recipe) == ("gpt_neox", "modegpt"):
         assert "woven" in left["gpt_neox.layers.0.attention.query_key_value"]
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_integers_save_and_reload(kind, token_ids, tmp_path) -> None:
+    """Pairs and what stays dense in int8; the head that is an embedding, tables and stacks of experts are left as they are."""
+    source = make(kind, tmp_path / "model")
+    calib = pixels() if kind == "vit" else token_ids
+    made = ek.compress(source, "svd", 0.6, out=tmp_path / "small", quantise="int8")
+    small, memory = ek.load(made.path), ek.compress(source, "svd", 0.6, quantise="int8").model
+    assert torch.equal(result(small, calib), result(memory, calib))
+    memory.save_pretrained(tmp_path / "again")
+    assert torch.equal(result(ek.load(tmp_path / "again"), calib), result(memory, calib))
+    assert ek.verify(made.path, source).ok
+    changed = {r["name"] for r in made.report["layers"] if r["state"] == "factored"}
+    assert {n.rpartition(".")[0] for n in quantised_layers(small) if n.endswith((".down", ".up"))} == changed
+    assert torch.isfinite(result(small, calib)).all()
 
 
 @pytest.mark.parametrize("kind", ["mixtral"])

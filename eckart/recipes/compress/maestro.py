@@ -9,7 +9,8 @@ RECIPE = Recipe(
     title="Maestro: Uncovering Low-Rank Structures via Trainable Decomposition",
     fidelity="variant",
     differs="Starts from a trained model and trains on the calibration text for a while, where the paper trains from scratch; with Adam instead of "
-    "SGD, without the second pass of the full model; triples are cut once, at the end, by one threshold that meets the budget.",
+    "SGD, without the second pass of the full model; triples are cut once, at the end, by one threshold that meets the budget. A triple counts as "
+    "much as the largest product of norms from it on, where the released code takes the norms of everything from it on.",
     metric=metric.Identity(),
     factor=factor.Ordered(steps=300, lr=1e-3, lasso=1e-6),
     score=score.Value(),
