@@ -138,7 +138,9 @@ def rival(peer: str, ours: Any, small: Any, weights: Any, taken: Any, keep: floa
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    head = "| closed form | keep | loss, ours | float64 | float32 | seconds, ours | float64 | float32 |\n|---|---|---|---|---|---|---|---|\n"
+    head = (
+        "| closed form | keep | loss, ours | float64 | float32 | seconds, ours | float64 | float32 |\n|---|---|---|---|---|---|---|---|\n"
+    )
     return head + "".join(
         f"| {r['peer']} | {r['keep']:g} | {r['ours']:.5f} | {r['float64']:.5f} | {r['float32']:.5f} | {r['seconds']:.2f} | "
         f"{r['seconds float64']:.2f} | {r['seconds float32']:.2f} |\n"
