@@ -103,6 +103,8 @@ def adapt(
         return
     if cache is not None:
         raise UsageError("--cache serves --init-only; a fine-tune has the model in memory.")
+    if compare is not None and recipe != "lora":
+        raise UsageError(f"--recipe and --compare exclude each other: add {recipe} to the list of --compare.")
     if compare is not None and variant is not None:
         raise UsageError("--variant names a form of one recipe; with --compare write it behind its name: corda:kpm.")
     from ..hub.peft.train import Protocol, finetune

@@ -138,10 +138,12 @@ def is_causal(model_or_config: Any) -> bool:
     """True for language models with a next-token head, whose perplexity can be measured; by class, not by looking at weights.
 
     Args:
-        model_or_config: a transformers model, or a config (its `architectures` then decide).
+        model_or_config: a transformers model, a `PeftModel` around one, or a config (its `architectures` then decide).
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+    if hasattr(model_or_config, "get_base_model"):
+        model_or_config = model_or_config.get_base_model()
     config = getattr(model_or_config, "config", model_or_config)
     if hasattr(model_or_config, "config"):
         name = type(model_or_config).__name__

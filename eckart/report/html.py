@@ -140,8 +140,9 @@ def _sections(report: Report) -> Iterator[tuple[str, str, str, list[Markup | Non
     if sizes := report.get("sizes"):
         yield "size", "Size", "What is stored", [tables.sizes(sizes)]
     inspecting = report["kind"] == "inspect"
-    if not inspecting and report.get("curves"):
-        yield "curves", "Curves", "Quality against budget", _curves(report, count)
+    if not inspecting and (curves := report.get("curves")):
+        steps = all(curve["x"] == "step" for curve in curves)
+        yield "curves", "Curves", "Training" if steps else "Quality against budget", _curves(report, count)
     for i, table in enumerate(report.get("tables", [])):
         text = table.get("note")
         note = tag("p", {"class": "note"}, text) if text else None

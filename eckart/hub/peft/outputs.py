@@ -48,7 +48,7 @@ class OutputTerms:
 
     def __init__(self, model: nn.Module, terms: Callable[[], Sequence[Output]], scale: Scale) -> None:
         self.model, self.terms, self.scale = model, terms, scale
-        self.causal = is_causal(_inner(model))
+        self.causal = is_causal(model)
         self._inside = False
         self._handle = model.register_forward_hook(self._hook, with_kwargs=True)
 
@@ -143,11 +143,6 @@ def positions(logits: Tensor, inputs: dict[str, Any], causal: bool) -> Tensor:
         out[:, :-1] = known[:, 1:]
         return out
     return known.to(out.device)
-
-
-def _inner(model: nn.Module) -> Any:
-    found: Any = model
-    return found.get_base_model() if hasattr(found, "get_base_model") else found
 
 
 @contextlib.contextmanager

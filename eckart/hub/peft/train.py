@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 HELD_OUT = 0.1  # of the texts, where no evaluation file is given
 
 
+class Diverged(Refused):
+    """The loss of a run left the finite numbers."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """What all recipes of a comparison share.
@@ -94,6 +98,12 @@ class Texts:
     held_out: list[str]
     name: str
 
+    @property
+    def seen(self) -> int:
+        """Held-out texts that are also trained on."""
+        known = set(self.train)
+        return sum(t in known for t in self.held_out)
+
 
 def texts_of(data: Any, held_out: Any = None) -> Texts:
     """Training text, and text that is kept from it.
@@ -110,7 +120,10 @@ def texts_of(data: Any, held_out: Any = None) -> Texts:
         raise UsageError("adapt --data: expected texts; token ids have no bytes to be scored on.")
     name = Path(held_out).name if isinstance(held_out, str | Path) else "held-out texts"
     if held_out is not None:
-        return Texts(list(train), list(load_texts(held_out)), name)  # type: ignore[arg-type]
+        kept: Any = load_texts(held_out)
+        if not all(isinstance(t, str) for t in kept):
+            raise UsageError("adapt --eval: expected texts; token ids have no bytes to be scored on.")
+        return Texts(list(train), list(kept), name)
     count = max(1, round(HELD_OUT * len(train)))
     if len(train) < 2:
         raise UsageError("adapt --data: one text cannot be both trained on and held out. Give more lines, or --eval FILE.")
@@ -231,7 +244,7 @@ def _train(model: Any, rows: list[dict[str, Tensor]], protocol: Protocol, rate: 
         trainer.train()
     for step, loss in losses:
         if loss != loss or loss in (float("inf"), float("-inf")):
-            raise Refused(f"training diverged at step {step} (loss {loss}). Lower the rate: --lr {rate / 4:g}.")
+            raise Diverged(f"training diverged at step {step} (loss {loss}). Lower the rate: --lr {rate / 4:g}.")
     return losses
 
 
@@ -300,7 +313,7 @@ def entry(text: str, rank: float | None = None, **how: Any) -> Recipe:
     first, *more = (part.strip() for part in text.split("+"))
     name, _, variant = first.partition(":")
     how["glue"] = (*more, *how.get("glue", ()))
-    ranked = getattr(get_recipe(name).form, "ranked", True)
+    ranked = get_recipe(name).form.ranked
     return resolve(name, rank if ranked else None, variant=variant or None, **how)
 
 
@@ -321,7 +334,11 @@ def compare(
         **how: further arguments of `adapt`.
 
     Returns:
-        The report.
+        The report. A recipe whose loss diverges under the protocol has a warning in it, and neither row nor folder.
+
+    Raises:
+        UsageError: fewer than two recipes, a name that is none, too few texts.
+        Diverged: every recipe did.
     """
     from ...report.html import save
 
@@ -332,15 +349,22 @@ def compare(
     folder = _comparison(out, [model] if Path(model).exists() else [], overwrite)
     texts = texts_of(data, held_out)
     runs: list[Run] = []
+    failed: dict[str, str] = {}
     before: dict[str, Any] | None = None
     with whole_folder(folder) as work:
         for name in recipes:
             inner, tokenizer = load_base(model, protocol.device)
             before = before or measures.causal(inner, tokenizer, texts.held_out)
-            done = run(inner, tokenizer, found[name].with_(name=name), texts, protocol, before=before, **how)
+            try:
+                done = run(inner, tokenizer, found[name].with_(name=name), texts, protocol, before=before, **how)
+            except Diverged as error:
+                failed[name] = str(error)
+                continue
             save_run(work / name.replace(":", "-"), done, report_of(str(model), [done], protocol, texts, command), str(model))
             runs.append(replace(done, model=None))
-        report = report_of(str(model), runs, protocol, texts, command)
+        if not runs:
+            raise Diverged("; ".join(f"{k}: {v}" for k, v in failed.items()))
+        report = report_of(str(model), runs, protocol, texts, command, failed)
         save(report, work / "report.html")
     return report
 

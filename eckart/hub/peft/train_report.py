@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,19 @@ if TYPE_CHECKING:
     from .train import Protocol, Run, Texts
 
 
-def report_of(model: str, runs: Sequence[Run], protocol: Protocol, texts: Texts, command: str) -> dict[str, Any]:
+def report_of(
+    model: str, runs: Sequence[Run], protocol: Protocol, texts: Texts, command: str, failed: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The report of one run, or the table and the curves of several.
+
+    Args:
+        model: folder or Hub id.
+        runs: at least one.
+        protocol: what they share.
+        texts: what they were trained and scored on.
+        command: the command line, or empty.
+        failed: recipe -> why it has no run.
+    """
     name = Path(model).name
     first = runs[0]
     columns = [
@@ -37,16 +49,23 @@ def report_of(model: str, runs: Sequence[Run], protocol: Protocol, texts: Texts,
         for r in runs
     ]
     if len(runs) > 1:
-        verdict.append(f"Lowest after training: {best.recipe.name}. One seed; small differences mean nothing.")
+        verdict.insert(0, f"Lowest after training: {best.recipe.name}. One seed; small differences mean nothing.")
     return {
         "format": 1, "kind": "demo", "title": f"{name}: {', '.join(r.recipe.name for r in runs)}", "verdict": verdict, "layers": [],
         "model": {"name": name, "path": model, "parameters": None, "bytes": None}, "command": command or None, "evaluation": first.rows if len(runs) == 1 else [],
         "recipe": _recipe_info(first.recipe) if len(runs) == 1 else None,
         "tables": [{"title": "Fine-tuning", "columns": columns, "rows": table, "note": _words(protocol, texts)}],
         "curves": [{"title": "Training loss", "x": "step", "y": "loss", "series": [{"name": r.recipe.name, "points": [[s, v] for s, v in r.losses]} for r in runs]}],
-        "warnings": [f"{r.recipe.name} differs from its paper: {r.recipe.differs}" for r in runs if r.recipe.fidelity != "exact"],
+        "warnings": _warnings(runs, texts, failed or {}),
         "versions": versions(), "timings": {f"{r.recipe.name}, {k}": round(v, 3) for r in runs for k, v in r.seconds.items()},
     }  # fmt: skip
+
+
+def _warnings(runs: Sequence[Run], texts: Texts, failed: Mapping[str, str]) -> list[str]:
+    out = [f"{name}: {why}" for name, why in failed.items()]
+    if texts.seen:
+        out.append(f"{texts.seen} of {len(texts.held_out)} held-out texts are also trained on: their score says nothing of new text.")
+    return out + [f"{r.recipe.name} differs from its paper: {r.recipe.differs}" for r in runs if r.recipe.fidelity != "exact"]
 
 
 def _recipe_info(recipe: Recipe) -> dict[str, Any]:
@@ -93,8 +112,10 @@ def _card(done: Run, report: dict[str, Any], base: str) -> str:
         "```python",
         "import eckart",
         "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
         "",
-        "model = PeftModel.from_pretrained(base_model, this_folder)",
+        f"base = AutoModelForCausalLM.from_pretrained({base!r})",
+        'model = PeftModel.from_pretrained(base, "this folder")',
         "```",
         "",
     ]
