@@ -76,6 +76,7 @@ class Plan:
         skipped: linear layer -> why it is left alone.
         decides: when ranks are known.
         threads: of torch, in every job: another number may round otherwise.
+        device: type of device that matrices are factored on, likewise.
         memory: what takes how many bytes of memory at most, and "disk": bytes that will be written. Not part of the identity.
     """
 
@@ -88,6 +89,7 @@ class Plan:
     skipped: Mapping[str, str] = field(default_factory=dict)
     decides: Decides = "shape"
     threads: int = 1
+    device: str = "cpu"
     memory: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -167,7 +169,7 @@ def make_plan(
         bundles: what is solved.
         model, source, seed: identity of the run.
         skipped: linear layers left alone, with reasons.
-        device: where factorisations run.
+        device: type of device that matrices are factored on.
         threads: of each job.
 
     Returns:
@@ -200,7 +202,7 @@ def make_plan(
         stages.append(Stage("spectra", tuple(wave)))
     stages.append(Stage("cut", tuple(cut)))
     needs = sorted(f"{s.kind} at {s.at}, {s.via}" + (f", {s.probe}" if s.via == "backward" else "") for s in recipe.needs())
-    plan = Plan(to_dict(recipe), model, source, seed, tuple(needs), tuple(stages), dict(skipped), waves, threads)
+    plan = Plan(to_dict(recipe), model, source, seed, tuple(needs), tuple(stages), dict(skipped), waves, threads, device)
     return plan, costs
 
 

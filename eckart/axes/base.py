@@ -85,6 +85,11 @@ class AllocateChoice(Choice):
         """Largest rank that one of `count` matrices can get; None where only its shape says."""
         return None
 
+    @property
+    def step(self) -> int:
+        """What ranks are multiples of."""
+        return 1
+
 
 class RefineChoice(Choice):
     """Base of what follows the cut."""

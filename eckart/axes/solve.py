@@ -39,7 +39,9 @@ class Spectrum:
     parts: Parts | None
 
 
-def spectrum(recipe: Recipe, bundle: Bundle, read: Read, stats: StatsView, *, cap: int, algorithm: str, seed: int) -> Spectrum:
+def spectrum(
+    recipe: Recipe, bundle: Bundle, read: Read, stats: StatsView, *, cap: int, algorithm: str, seed: int, device: str = "cpu"
+) -> Spectrum:
     """Wave one: factorise once, exactly; `parts` holds the leading `cap` triples for the cut that follows.
 
     The algorithm must be one that knows the whole spectrum ("gram" or "full"): an allocation over a partial one would be blind
@@ -48,10 +50,16 @@ def spectrum(recipe: Recipe, bundle: Bundle, read: Read, stats: StatsView, *, ca
     if recipe.form.solves:  # a form that is no product of two factors has a spectrum of its own
         values = recipe.form.spectrum(bundle, read, stats)
         return Spectrum(values, tuple(recipe.score.curve(bundle, values, stats)), None)
-    op = _finite(recipe.source.operator(bundle, read, stats), bundle)
-    found = recipe.factor.factorise(op, recipe.metric.sides(bundle, stats), min(op.shape), algorithm, seed)
+    op = recipe.source.operator(bundle, read, stats)
+    found = _factorise(recipe, op, bundle, stats, min(op.shape), algorithm, seed, device)
     parts = recipe.filter.split(found, recipe.filter.cap(cap, min(op.shape)))[0]
     return Spectrum(found.spectrum, tuple(recipe.score.curve(bundle, found.spectrum, stats)), parts)
+
+
+def _factorise(recipe: Recipe, op: Tensor, bundle: Bundle, stats: StatsView, cap: int, algorithm: str, seed: int, device: str) -> Parts:
+    """The factorisation on that device, its result in the memory of the host."""
+    found = recipe.factor.factorise(_finite(op.to(device), bundle), recipe.metric.sides(bundle, stats), cap, algorithm, seed)
+    return replace(found, left=found.left.cpu(), right=found.right.cpu(), spectrum=found.spectrum.cpu())
 
 
 def _finite(op: Tensor, bundle: Bundle) -> Tensor:
@@ -67,20 +75,21 @@ def _finite(op: Tensor, bundle: Bundle) -> Tensor:
 
 
 def solve(
-    recipe: Recipe, bundle: Bundle, read: Read, read_bias: ReadBias, stats: StatsView, *, rank: int, algorithm: str = "auto", seed: int = 0, parts: Parts | None = None
+    recipe: Recipe, bundle: Bundle, read: Read, read_bias: ReadBias, stats: StatsView, *, rank: int, algorithm: str = "auto", seed: int = 0, parts: Parts | None = None, device: str = "cpu",
 ) -> Edits:  # fmt: skip
     """What a recipe does to one bundle at one rank.
 
     Args:
         recipe: the choices.
         bundle: the sites that are solved together.
-        read: site -> W (out, in) as stored.
-        read_bias: key -> tensor.
+        read: site -> W (out, in) as stored, on the CPU.
+        read_bias: key -> tensor, on the CPU.
         stats: the statistics that the recipe needs.
         rank: triples kept, at least 1.
         algorithm: as `linalg.svd` takes it.
         seed: seed of this job.
         parts: factorisation from `spectrum`, to be cut instead of computed again.
+        device: where a matrix is factored; all else is done on the CPU.
 
     Returns:
         `Edits`: new tensors, dropped ones with the reason, the config patch, and a record (rank, loss, certificate).
@@ -98,7 +107,7 @@ def solve(
 
     def once(op: Any, known: Parts | None = None) -> Edits:
         cap = full if recipe.form.uses_rest else recipe.filter.cap(rank, full)
-        found: Parts = known or recipe.factor.factorise(_finite(op, bundle), recipe.metric.sides(bundle, stats), cap, algorithm, seed)
+        found: Parts = known or _factorise(recipe, op, bundle, stats, cap, algorithm, seed, device)
         kept, rest = recipe.filter.split(found, rank)
         kept = _mean_kept(kept, op, bundle, recipe.metric.repair(bundle, stats), read_bias)
         refitted: dict[str, Any] = {}

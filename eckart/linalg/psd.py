@@ -29,17 +29,23 @@ def eigh_psd(matrix: Tensor, name: str = "matrix") -> tuple[Tensor, Tensor]:
         >>> eigh_psd(torch.diag(torch.tensor([1.0, 4.0])))[0]
         tensor([4., 1.], dtype=torch.float64)
     """
+    work = _symmetric(matrix, name)
+    try:
+        values, vectors = torch.linalg.eigh(work)
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]  # a device driver may give up where LAPACK on the host does not
+        values, vectors = (t.to(work.device) for t in torch.linalg.eigh(work.cpu()))
+    return values.flip(0).clamp_min(0), vectors.flip(1)
+
+
+def _symmetric(matrix: Tensor, name: str) -> Tensor:
+    """The mean with its transpose, float64; refused where it is not square or not finite."""
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise Refused(f"{name}: expected a square matrix, found shape {tuple(matrix.shape)}.")
     work = matrix.to(torch.float64)
     work = (work + work.T) / 2
     if not bool(torch.isfinite(work).all()):
         raise Refused(f"{name}: holds NaN or Inf; a Gram matrix must be finite. Check the calibration data and the model's dtype.")
-    try:
-        values, vectors = torch.linalg.eigh(work)
-    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]  # a device driver may give up where LAPACK on the host does not
-        values, vectors = (t.to(work.device) for t in torch.linalg.eigh(work.cpu()))
-    return values.flip(0).clamp_min(0), vectors.flip(1)
+    return work
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,11 @@ class Weight:
         """k, over all blocks."""
         blocks = self.matrix if isinstance(self.matrix, tuple) else (self.matrix,)
         return sum(b.shape[0] for b in blocks)
+
+    def to(self, device: torch.device | str) -> Weight:
+        """The same metric on another device."""
+        moved = tuple(b.to(device) for b in self.matrix) if isinstance(self.matrix, tuple) else self.matrix.to(device)
+        return replace(self, matrix=moved)
 
 
 @dataclass(frozen=True)
@@ -148,6 +159,48 @@ class OneHot(Root):
     @property
     def condition(self) -> float:
         return float("inf")
+
+
+@dataclass(frozen=True)
+class Lower(Root):
+    """S = L^T with the Cholesky factor L of the matrix: S^T S is the matrix, and W L has the left vectors and singular values of W matrix^1/2.
+
+    `values` are the diagonal of L. It is not the symmetric root, and is not inverted.
+    """
+
+    lower: Tensor | None = None
+
+    def apply(self, x: Tensor) -> Tensor:
+        assert self.lower is not None
+        return self.lower.T @ x.to(self.lower.dtype)
+
+    def solve(self, x: Tensor) -> Tensor:
+        raise Refused("the root of a side alone is not inverted; take `root`.")
+
+    @property
+    def condition(self) -> float:
+        return float("inf")
+
+
+def half(weight: Weight) -> Root:
+    """Any S with S^T S = matrix^(2 power), for a metric with this side alone: nothing there depends on which.
+
+    A Cholesky factor costs a twentieth of eigenvectors and, where it exists, has the same backward error whatever the condition. Where it does not
+    (fewer rows than features), and for other powers or a clamp, this is `root`.
+
+    Example:
+        >>> import torch
+        >>> half(Weight(torch.tensor([[4.0, 2.0], [2.0, 2.0]]))).apply(torch.eye(2))
+        tensor([[2., 1.],
+                [0., 1.]], dtype=torch.float64)
+    """
+    if isinstance(weight.matrix, tuple):
+        return Blocks.of([half(replace(weight, matrix=block)) for block in weight.matrix])
+    if weight.matrix.ndim == 2 and weight.power == 0.5 and weight.clamp == 0:
+        lower, info = torch.linalg.cholesky_ex(_symmetric(weight.matrix, weight.name))
+        if int(info) == 0:
+            return Lower(lower.diagonal(), None, 0, lower)
+    return root(weight)
 
 
 def root(weight: Weight) -> Root:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .factors import Factors
 from .operator import sum_of_squares
-from .psd import Root, Weight, root
+from .psd import Root, Weight, half, root
 from .svd import svd, svdvals
 
 TOL = 1e-6  # excess over the optimum that `solve` allows: far below what storing W' in its own precision costs
@@ -60,14 +60,15 @@ def weigh(matrix: Tensor, out: Root | None, into: Root | None) -> Tensor:
     return work if out is None else out.apply(work)
 
 
-def roots(matrix: Tensor, out: Weight | None, into: Weight | None) -> tuple[Root | None, Root | None]:
-    """The roots of both sides, checked against the shape of the matrix."""
+def roots(matrix: Tensor, out: Weight | None, into: Weight | None, *, symmetric: bool = False) -> tuple[Root | None, Root | None]:
+    """The roots of both sides on the device of the matrix, checked against its shape; for a side alone any root unless it is to be symmetric."""
     from ..errors import Refused
 
     for side, size in ((out, matrix.shape[0]), (into, matrix.shape[1])):
         if side is not None and side.size != size:
             raise Refused(f"{side.name}: the metric has size {side.size}, the matrix {tuple(matrix.shape)} wants {size} on that side.")
-    return (root(out) if out is not None else None, root(into) if into is not None else None)
+    place, make = matrix.device, root if symmetric or (out is not None and into is not None) else half
+    return (make(out.to(place)) if out is not None else None, make(into.to(place)) if into is not None else None)
 
 
 def solve(
@@ -150,4 +151,4 @@ def spectrum(matrix: Tensor, out: Weight | None = None, into: Weight | None = No
 
 def svd_in_metric(matrix: Tensor, metric: tuple[Weight | None, Weight | None], **options: Any) -> Factors:
     """`svd` of So W Si for a metric (out, in): the factorisation itself, in the metric's coordinates."""
-    return svd(weigh(matrix, *roots(matrix, *metric)), **options)
+    return svd(weigh(matrix, *roots(matrix, *metric, symmetric=True)), **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -47,17 +48,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Context:
-    """What every job of a run shares in one process."""
+    """What every job of a run shares in one process. Tensors are read to the CPU, and factored on `device`."""
 
     recipe: Recipe
     read: Read
     read_bias: ReadBias
     stats: StatsView
+    device: str = "cpu"
 
     def look(self, task: Task) -> tuple[tuple[float, ...], Parts | None]:
         """Wave one: the value of each rank, and the leading triples."""
         found = spectrum(
-            self.recipe, task.bundle, self.read, self.stats, cap=max(1, task.cap), algorithm=task.algorithm, seed=task.seed
+            self.recipe, task.bundle, self.read, self.stats, cap=max(1, task.cap), algorithm=task.algorithm, seed=task.seed, device=self.device
         )  # fmt: skip
         return found.curve, found.parts
 
@@ -68,7 +70,8 @@ class Context:
         if parts is None and task.cap:
             parts = self.look(task)[1]
         return solve(
-            self.recipe, task.bundle, self.read, self.read_bias, self.stats, rank=task.rank, algorithm=task.algorithm, seed=task.seed, parts=parts
+            self.recipe, task.bundle, self.read, self.read_bias, self.stats, rank=task.rank, algorithm=task.algorithm, seed=task.seed, parts=parts,
+            device=self.device,
         )  # fmt: skip
 
 
@@ -90,6 +93,7 @@ class Desk:
         threads: of torch, for this job.
         stats: file of the statistics, "" where nothing is measured.
         shards: folder of the preallocated shards, for jobs that write.
+        device: where matrices are factored.
     """
 
     source: str
@@ -97,6 +101,7 @@ class Desk:
     threads: int
     stats: str = ""
     shards: str = ""
+    device: str = "cpu"
 
     def context(self) -> Context:
         """The context, on files that stay open in this process."""
@@ -104,7 +109,7 @@ class Desk:
 
         torch.set_num_threads(self.threads)
         reader = _reader(self.source)
-        return Context(self.recipe, reading(reader), reader.read, _stats(self.stats) if self.stats else NoStats())
+        return Context(self.recipe, reading(reader), reader.read, _stats(self.stats) if self.stats else NoStats(), place(self.device))
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,20 @@ class Write:
         edits = self.desk.context().cut(task)
         entry = write_job(Path(self.desk.shards), task.places, task.bundle.name, edits.tensors, dict(edits.record))
         return {"job": entry.job, "tensors": dict(entry.tensors), "record": dict(entry.record)}
+
+
+def place(device: str) -> str:
+    """The GPU of this process, where several processes of a machine share its GPUs: "cuda" under torchrun is the one of the local rank.
+
+    Example:
+        >>> place("cpu"), place("cuda:1")
+        ('cpu', 'cuda:1')
+    """
+    if device != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    import torch
+
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
 
 
 def reading(reader: Any) -> Callable[[Site], Tensor]:

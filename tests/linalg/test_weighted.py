@@ -5,7 +5,7 @@ import torch
 
 from eckart.errors import Refused
 from eckart.linalg import weighted
-from eckart.linalg.psd import Weight, eigh_psd, root
+from eckart.linalg.psd import Lower, Weight, eigh_psd, half, root
 
 
 def rand(*shape, seed=0):
@@ -88,6 +88,23 @@ def test_extreme_condition_keeps_the_optimum() -> None:
     found = weighted.solve(w, into=Weight(x.T @ x), rank=8)
     loss = float((x @ (w - found.left @ found.right).T).square().sum())
     assert loss == pytest.approx(float(s[8:].square().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [15, 200])
+def test_a_side_alone_takes_any_root(rows) -> None:
+    """Its square is the moment, whether or not there is a Cholesky factor, and the cut is that of the symmetric root."""
+    x, w = rand(rows, 40, seed=30) * torch.logspace(0, -5, 40, dtype=torch.float64), rand(30, 40, seed=31)
+    g = x.T @ x
+    s = half(Weight(g)).apply(torch.eye(40, dtype=torch.float64))
+    assert isinstance(half(Weight(g)), Lower) == (rows == 200)
+    assert torch.allclose(s.T @ s, g, atol=1e-12 * float(g.diagonal().max()))
+    assert torch.allclose(half(Weight((g, g))).apply(torch.eye(80, dtype=torch.float64))[40:, 40:], s)
+    u, sigma, _ = torch.linalg.svd(w @ sqrtm(g), full_matrices=False)
+    found = weighted.solve(w, into=Weight(g), rank=6)
+    assert torch.allclose(found.spectrum[:6], sigma[:6], rtol=1e-9)
+    assert torch.allclose(found.left @ found.right @ x.T, u[:, :6] @ (u[:, :6].T @ w) @ x.T, atol=1e-8 * float(sigma[0]))
+    for other in (Weight(g, power=1.0), Weight(g, clamp=1e-4), Weight(g.diagonal())):
+        assert not isinstance(half(other), Lower)
 
 
 def test_identity_metrics_are_plain_svd() -> None:
