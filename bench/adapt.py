@@ -1,13 +1,13 @@
 """Quality of adapters: the bundled language model of Python learns C++ headers, with every recipe under one protocol.
 
-    python -m bench.adapt                            # everything; about half an hour on one quiet core
+    python -m bench.adapt                            # everything; about an hour on one quiet core
     python -m bench.adapt --quick --no-write         # two recipes, few steps
     python -m bench.adapt --recipes lora pissa --seeds 0 1 2 --steps 80
     python -m bench.adapt --table                    # write the page from the runs that are there
 
 The new domain is `torch/include/c10/{core,util}/*.h`, the same wherever torch has the pinned version: files are dealt to training, choice of the
 learning rate and scoring by the hash of their names. All recipes get the same rows in the same order, steps and schedule. The learning rate is
-chosen on the first seed, from one grid for all, by walking from its middle while the loss on the text for choosing falls; the other seeds keep it.
+chosen on the first seed, from one grid for all, by the loss on the text for choosing; the other seeds keep it.
 Forgetting is what the model loses on its own held-out text. Each run is appended to the result file at once; a run that is there is not made again.
 """
 
@@ -18,15 +18,15 @@ import copy
 import hashlib
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import eckart as ek
+from bench import adapt_page
 from bench.machine import describe
 from eckart.axes import Recipe
 from eckart.data import evaluate, load_texts
@@ -37,7 +37,6 @@ from eckart.registry import get_recipe
 
 RESULTS = Path(__file__).parent / "results"
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-BEGIN = 3  # where the walk through the grid starts
 RANK = 8
 # ranks that bring the trained numbers near those of LoRA at rank 8; None is the recipe's own budget, where a rank means something else
 RANKS: Mapping[str, float | None] = {
@@ -62,12 +61,51 @@ def _effort_corda() -> Recipe:
     return get_recipe("effort").with_(metric=get_recipe("corda").metric, budget=ek.Budget(rank=RANK))
 
 
+def _corda_even() -> Recipe:
+    corda = entry("corda", RANK)
+    return corda.with_(form=replace(corda.form, balance="even"))
+
+
 HYBRIDS: Mapping[str, Callable[[], Recipe]] = {
     "sorsa in corda's metric": _corda_sorsa,
     "pissa with lora_pro's gradient": lambda: entry("pissa+lora_pro", RANK),
     "eva with kasa's penalties": lambda: entry("eva+kasa", RANK),
     "effort in corda's metric": _effort_corda,
+    "corda with factors of equal norm": _corda_even,
 }
+
+
+def _flora_small() -> Recipe:
+    flora = entry("flora", RANK)
+    return flora.with_(train={**flora.train, "alpha": 0.05})
+
+
+def _with_penalty(weight: float) -> Recipe:
+    found = entry("orthoreg", RANK)
+    return found.with_(penalty=tuple(replace(p, weight=weight) for p in found.penalty))
+
+
+def _with_refresh(name: str, **changes: Any) -> Recipe:
+    found = entry(name, RANKS.get(name, RANK))
+    return found.with_(refresh=tuple(replace(p, **changes) for p in found.refresh))
+
+
+# row -> (recipe, why): one setting is another than the paper's, to see whether it is what decides
+PROBES: Mapping[str, tuple[Callable[[], Recipe], str]] = {
+    "flora, alpha 0.05": (
+        _flora_small, "at the paper's scale (4) and draw, a rate that suits the core leaves the factors where they were drawn; a smaller scale lets both learn."
+    ),
+    "orthoreg, weight 0.01": (
+        lambda: _with_penalty(0.01), "at the README's weight (1) the gradient is mostly the penalty's, which wants singular values of one in every update."
+    ),
+    "lisa, blocks every 4 steps": (
+        lambda: _with_refresh("lisa", every=4), "the paper's 20 steps make two draws in this run, so that a seed trains four blocks at most."
+    ),
+    "adalora, nothing cut": (lambda: _with_refresh("adalora", keep=1.0), "whether the spread is that of the cuts."),
+}  # fmt: skip
+
+
+ROWS = (*PUBLISHED, *HYBRIDS, *PROBES)
 
 
 @dataclass(frozen=True)
@@ -144,6 +182,8 @@ def recipe_of(name: str) -> Recipe:
     """What one row of the table trains."""
     if name in HYBRIDS:
         return HYBRIDS[name]()
+    if name in PROBES:
+        return PROBES[name][0]()
     return entry(name, RANKS.get(name.partition(":")[0], RANK))
 
 
@@ -186,86 +226,34 @@ def score(record: dict[str, Any], model: Any, at: World) -> dict[str, Any]:
     return record | {"intruders": count, "looked": looked}
 
 
-def walk(
+def choose(
     name: str, seed: int, steps: int, grid: Sequence[float], at: World, done: list[dict[str, Any]], keep: Callable[[dict[str, Any]], None]
-) -> float:
-    """The rate of the grid with the lowest loss on the text for choosing, by walking from the middle; the best run is scored while it is in memory."""
-    held: dict[int, tuple[float, dict[str, Any], Any]] = {}
+) -> None:
+    """Train at every rate of the grid, and score the one with the lowest loss on the text for choosing, while it is in memory.
 
-    def at_rate(i: int) -> float:
-        if not 0 <= i < len(grid):
-            return math.inf
-        if i not in held:
-            known = find(done, name, seed, grid[i], steps)
-            record, model = (known, None) if known is not None else train(name, seed, grid[i], steps, at)
-            if known is None:
-                keep(record)
-            value = record["choose"] if record["choose"] is not None else math.inf
-            held[i] = (value, record, model)
-            best = min(held, key=lambda j: held[j][0])
-            held.update({j: (v, r, None) for j, (v, r, _) in held.items() if j != best})  # one model in memory
-        return held[i][0]
-
-    here = min(BEGIN, len(grid) - 1)
-    at_rate(here)
-    while True:
-        lower, higher = at_rate(here - 1), math.inf
-        if lower >= held[here][0]:
-            higher = at_rate(here + 1)
-        step = -1 if lower < held[here][0] else 1 if higher < held[here][0] else 0
-        if step == 0:
-            break
-        here += step
-    value, record, model = held[here]
+    Every rate: under a strong penalty the loss has a second minimum, at which a walk from the middle of the grid would stop.
+    """
+    best: tuple[float, dict[str, Any], Any] = (math.inf, {}, None)
+    for rate in grid:
+        known = find(done, name, seed, rate, steps)
+        record, model = (known, None) if known is not None else train(name, seed, rate, steps, at)
+        if known is None:
+            keep(record)
+        if record["choose"] is not None and record["choose"] < best[0]:
+            best = record["choose"], record, model
+    value, record, model = best
     if not math.isfinite(value):
-        raise SystemExit(f"{name}: no rate of the grid gives a finite loss: {record.get('error')}")
+        raise SystemExit(f"{name}: no rate of the grid gives a finite loss.")
     if "score" not in record:
         if model is None:
-            record, model = train(name, seed, grid[here], steps, at)
+            record, model = train(name, seed, record["rate"], steps, at)
         keep(score(record, model, at))
-    return grid[here]
 
 
 def find(done: Sequence[Mapping[str, Any]], name: str, seed: int, rate: float, steps: int) -> Any:
     """The fullest record of a run, or None."""
     same = [r for r in done if (r["recipe"], r["seed"], r["rate"], r["steps"]) == (name, seed, rate, steps)]
     return max(same, key=len, default=None)
-
-
-def table(done: Sequence[dict[str, Any]], facts: Mapping[str, Any], steps: int) -> str:
-    """The page."""
-    before = facts["before"]
-    lines = ["# Adapters: quality", "", facts["machine"], "", facts["words"], ""]
-    lines += [
-        "| recipe | rate | trained | new domain | spread | of full's gain | old domain, change | spread | intruders of 100 | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    rows = {n: [r for r in done if r["recipe"] == n and r["steps"] == steps and "score" in r] for n in (*PUBLISHED, *HYBRIDS)}
-    rows = {n: sorted(r, key=lambda x: x["seed"]) for n, r in rows.items() if r}
-    for name, found in rows.items():  # another rate may have been scored before an interruption: that of most seeds counts
-        rates = [r["rate"] for r in found]
-        rows[name] = list({r["seed"]: r for r in found if r["rate"] == max(set(rates), key=rates.count)}.values())
-    mean = {n: statistics.fmean(r["score"] for r in found) for n, found in rows.items()}
-    gain = before["score"] - mean["full"] if "full" in mean else math.nan
-    for name in sorted(rows, key=lambda n: mean[n]):
-        found = rows[name]
-        forgot = [r["old"] - before["old"] for r in found]
-        intruders = [100 * r["intruders"] / r["looked"] for r in found if r["looked"]]
-        lines.append(
-            f"| {name} | {found[0]['rate']:g} | {found[0]['trained']:,} | {mean[name]:.4f} | {_spread([r['score'] for r in found])} | "
-            f"{(before['score'] - mean[name]) / gain:.2f} | {statistics.fmean(forgot):+.4f} | {_spread(forgot)} | "
-            f"{f'{statistics.fmean(intruders):.1f}' if intruders else 'not merged'} | {statistics.fmean(r['initialise'] + r['train'] for r in found):.1f} |"
-        )
-    counts = sorted({len(f) for f in rows.values()})
-    lines += [
-        "",
-        f"Seeds per row: {', '.join(map(str, counts))}. Spread: largest minus smallest of the seeds. Seconds: initialisation and training of a run.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{max(values) - min(values):.4f}" if len(values) > 1 else "-"
 
 
 def facts_of(at: World, steps: int) -> dict[str, Any]:
@@ -294,7 +282,7 @@ def facts_of(at: World, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Run what is missing, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", nargs="+", default=[*PUBLISHED, *HYBRIDS], help="rows of the table")
+    parser.add_argument("--recipes", nargs="+", default=list(ROWS), help="rows of the table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="the first chooses the rate")
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--grid", nargs="+", type=float, default=list(GRID))
@@ -304,9 +292,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.quick:
         given.recipes, given.seeds, given.steps, given.grid = ["lora", "pissa"], [0], 6, [3e-3, 1e-2]
-    unknown = [n for n in given.recipes if n not in (*PUBLISHED, *HYBRIDS)]
+    unknown = [n for n in given.recipes if n not in ROWS]
     if unknown:
-        parser.error(f"--recipes: no row is called {unknown[0]!r}. Rows: {', '.join((*PUBLISHED, *HYBRIDS))}.")
+        parser.error(f"--recipes: no row is called {unknown[0]!r}. Rows: {', '.join(ROWS)}.")
     target = RESULTS / "adapt.json"
     kept = json.loads(target.read_text()) if target.exists() and not given.no_write else {"facts": {}, "runs": []}
     done: list[dict[str, Any]] = kept["runs"]
@@ -323,7 +311,7 @@ def main() -> None:
             for name in given.recipes:
                 began = time.perf_counter()
                 if position == 0:
-                    walk(name, seed, given.steps, sorted(given.grid), at, done, keep)
+                    choose(name, seed, given.steps, sorted(given.grid), at, done, keep)
                 else:
                     scored = [
                         r
@@ -335,13 +323,13 @@ def main() -> None:
                     if known is None or ("score" not in known and known["choose"] is not None):
                         record, model = train(name, seed, rate, given.steps, at)
                         keep(score(record, model, at) if model is not None else record)
-                last = next((r for r in reversed(done) if r["recipe"] == name and "score" in r), {})
+                last = next((r for r in reversed(done) if (r["recipe"], r["seed"]) == (name, seed) and "score" in r), {})
                 print(
                     f"{name}, seed {seed}: {last.get('score', math.nan):.4f} at {last.get('rate')}, {time.perf_counter() - began:.0f} s",
                     flush=True,
                 )
         kept = {"facts": facts, "runs": done}
-    page = table(kept["runs"], kept["facts"], given.steps)
+    page = adapt_page.page(kept["runs"], kept["facts"], given.steps, (*PUBLISHED, *HYBRIDS), {n: why for n, (_, why) in PROBES.items()})
     if given.no_write:
         print(page)
     else:

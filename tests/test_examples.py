@@ -24,3 +24,10 @@ def test_sub_moe(capsys) -> None:
     assert list(found) == ["8 experts", "6 experts", "4 experts"]
     assert found["8 experts"] < 6  # less than eight bits: something was learnt
     assert "bits per byte" in capsys.readouterr().out
+
+
+def test_adapt_hybrid(capsys) -> None:
+    found = runpy.run_path(str(EXAMPLES / "adapt_hybrid.py"))["main"](quick=True)
+    assert found["eva with kasa's penalties"] < found["before"]
+    assert found["eva"] < found["before"]
+    assert "bits per byte" in capsys.readouterr().out

@@ -33,12 +33,14 @@ class Material:
         rest: the others that were computed.
         source: what the recipe's source gives, for forms that take it whole.
         weight: W (out, in), for these forms.
+        weighed: whether the triples are those in a metric: then one factor is not orthonormal, and the values have the metric's unit.
     """
 
     kept: Parts | None = None
     rest: Parts | None = None
     source: Tensor | None = None
     weight: Tensor | None = None
+    weighed: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Branch(FormChoice):
         core: what stands between the factors.
         left, right: "factor" (from the triples), or a word of `axes.draw`: "zero", "normal:0.02", "kaiming".
         balance: where the singular values go: half to each factor by norms ("even"), by the values themselves ("values"; they differ from
-            norms under a metric), all to the "left" or "right" factor, or to the core ("none").
+            norms under a metric), all to the "left" or "right" factor, or to the core ("none"; under a metric, the part's own singular
+            values and vectors, without it).
         scale: s; r0 is the rank that was asked for, where an allocation then changes it.
         absorb: divide the initial product by s, so that it equals the part of the matrix it is made of.
         minus: what is taken away: the "initial" branch, the "kept" part of the matrix whatever the branch is, or "nothing".
@@ -207,6 +210,8 @@ class Branch(FormChoice):
         """Initial values of the tensors of an empty branch."""
         import torch
 
+        from .triples import own
+
         module: Any = empty
         chosen = {"kept": made.kept, "rest": made.rest, "fresh": None}[self.of]
         m, n, r = module.action.out, module.action.into, module.rank
@@ -214,7 +219,7 @@ class Branch(FormChoice):
         if chosen is None:
             left, right, values = None, None, torch.ones(r)
         else:
-            left, right, values = self._balanced(chosen, s)
+            left, right, values = self._balanced(own(chosen) if made.weighed and self.balance == "none" else chosen, s)
         out: dict[str, Tensor] = {
             "left": left if self.left == "factor" and left is not None else draw("left", self.left, (m, r)),
             "right": right if self.right == "factor" and right is not None else draw("right", self.right, (r, n)),

@@ -111,6 +111,11 @@ def empty(recipe: Recipe, action: Action, rank: int, *, asked: int, alpha: float
             f"{recipe.name}: {bad} works on the factors L and R of a branch, which form={recipe.form.kind} does not hold as such. "
             "Leave it out, or use form=branch."
         )
+    if recipe.metric.kind != "identity" and any(r.kind == "protect" for r in recipe.roles.values()):
+        raise UsageError(
+            f"{recipe.name}: roles.protect wants a part whose directions the rest does not share, and parts chosen in a metric "
+            f"({recipe.metric.kind}) share theirs. Set metric.kind=identity, or leave the role out."
+        )
     branch = form.module(action, rank, recipe.roles, asked=asked, alpha=alpha, dropout=dropout, bias=bias)
     branch.recipe_name = recipe.name
     shapes = {k: tuple(v.shape) for k, v in branch.parts().items()}
@@ -154,7 +159,7 @@ def start(
         count = min(cap, len(parts.values))
         if len(parts.values) > count:
             parts = _leading(parts, count)
-        made = Material(*recipe.filter.split(parts, rank))
+        made = Material(*recipe.filter.split(parts, rank), weighed=recipe.metric.kind != "identity")
         record["certificate"] = dict(parts.certificate)
     elif form.uses_source:
         weight = read(site)

@@ -5,6 +5,7 @@ An adapter may train the values alone, or put them where its paper wants them, a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .protocols import Parts
@@ -56,6 +57,34 @@ def triples(op: Tensor, sides: tuple[Weight | None, Weight | None], cap: int, al
         return _divided(found.U, found.U.T @ work, found.S, found.certificate)
     best = solve(op, out, into, rank=cap, method=algorithm, certify="free", seed=seed, name=name)
     return _divided(best.left, best.right, best.spectrum[: best.left.shape[1]], best.factors.certificate)
+
+
+def own(parts: Parts) -> Parts:
+    """The same matrix by its own singular triples, both factors orthonormal: for triples of a metric, where one factor is not, and whose values are in
+    units of the metric.
+
+    Args:
+        parts: with values, and nothing between the factors.
+
+    Returns:
+        As many triples; the spectrum stays that in the metric.
+
+    Example:
+        >>> import torch
+        >>> found = own(Parts(torch.eye(2)[:, :1], torch.tensor([[0.0, 0.5]]), torch.ones(1), values=torch.tensor([6.0])))
+        >>> found.values, found.right.abs()
+        (tensor([3.]), tensor([[0., 1.]]))
+    """
+    import torch
+
+    from ..linalg import orth, svd
+
+    assert parts.values is not None
+    left, right = parts.left.to(torch.float64), parts.right.to(torch.float64)
+    basis = orth(left)
+    found = svd(basis.T @ (left * parts.values) @ right, len(parts.values), name="kept part")
+    dtype = parts.left.dtype
+    return replace(parts, left=(basis @ found.U).to(dtype), right=found.Vh.to(dtype), values=found.S.to(dtype))
 
 
 def _is_itself(weight: Weight) -> bool:

@@ -26,9 +26,8 @@ def export_lora(adapter: Path, /, *, out: Out = None, base: str | None = None, o
     """
     if out is None:
         raise UsageError("export-lora writes a folder: give -o OUT.")
-    from ..hub.peft.export import export_lora as run
-
     hush()
+    from ..hub.peft.export import export_lora as run
 
     found = run(adapter, out, base=base, overwrite=overwrite)
     if as_json:

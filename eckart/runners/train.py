@@ -104,7 +104,7 @@ def learn_ordered(recipe: Recipe, bundles: Sequence[Bundle], context: Context, j
     layers: dict[str, OrderedLinear] = {}
     for bundle in bundles:
         if len(bundle.sites) > 1:
-            raise Refused(f"{bundle.name}: ordered training takes matrices one by one. Leave the group out (--set group=null).")
+            raise Refused(f"{bundle.name}: ordered training takes matrices one by one. Take recipe.with_(group=None).")
         op = recipe.source.operator(bundle, context.read, context.stats)
         found = recipe.factor.factorise(op, recipe.metric.sides(bundle, context.stats), min(bundle.shape), "full", seed)
         from ..axes.pairs import balance
@@ -151,7 +151,7 @@ def learn_cut(
     layers: dict[str, SoftCutLinear] = {}
     for bundle in bundles:
         if len(bundle.sites) > 1:
-            raise Refused(f"{bundle.name}: a trained cut takes matrices one by one. Leave the group out (--set group=null).")
+            raise Refused(f"{bundle.name}: a trained cut takes matrices one by one. Take recipe.with_(group=None).")
         old: Any = model.get_submodule(bundle.site.name)
         found = parts[bundle.name]
         assert found is not None
@@ -236,11 +236,15 @@ def _lora(model: nn.Module, names: Sequence[str], parts: Sequence[str], how: Any
         raise UsageError('recover=lora needs peft. Next: pip install "eckart[hf]"') from error
     targets = [f"{n}.{p}" for n in names for p in parts]
     config = LoraConfig(r=how.rank, lora_alpha=how.alpha, target_modules=targets, lora_dropout=0.0, init_lora_weights=False)
+    own = vars(model).pop("peft_config", None)  # peft warns of a second one, and would leave it on the model
     with torch.random.fork_rng(devices=[]):  # peft draws its initial values from the global generator, which is the user's
         inject_adapter_in_model(config, model)
+    del model.peft_config
+    if own is not None:
+        model.peft_config = own
     g = generator(seed, "lora", *parts)
     parameters: list[nn.Parameter] = []
-    found: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
+    found: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer) and n in targets}
     for name in sorted(found):
         a, b = found[name].lora_A["default"].weight, found[name].lora_B["default"].weight
         with torch.no_grad():  # as LoRA: B zero, A spread so that its products keep the size of the input

@@ -300,7 +300,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("others", [0, 2])
-@pytest.mark.parametrize("kind", ["compress", "inspect", "demo"])
+@pytest.mark.parametrize("kind", ["compress", "inspect", "demo", "adapt"])
 @pytest.mark.parametrize("odd", ODD)
 def test_odd_layers_are_drawn(odd: dict[str, Any], kind: str, others: int) -> None:
     layers = [layer(f"l.{b}.up", b, "up", (3, 40), 0.8, 0.5, 1.0) for b in range(1 + others)]

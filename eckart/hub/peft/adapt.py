@@ -125,6 +125,26 @@ def adapt(
     return get_peft_model(model, config, adapter_name=adapter_name)
 
 
+def refuse_misfit(model: Any, recipe: Recipe, target: Any = None, alpha: float | str | None = None, **_: Any) -> None:
+    """Say that a recipe does not fit a model, from shapes alone: layers that are not there, a rank above one. What needs spectra is left to `adapt`.
+
+    Args:
+        model: without adapters.
+        recipe, target, alpha: as in `adapt`.
+
+    Raises:
+        UsageError: it does not.
+    """
+    from ...catalogue import from_model
+    from ...verbs.adapt import NoStats, design, lay
+    from .tuner import layers_able
+
+    sites = chosen(recipe, layers_able(model), from_model(model), _targets(target))
+    if recipe.allocate.decides == "shape" and recipe.budget.kind not in ("energy", "error", "threshold"):
+        reads: Any = None  # nothing is, where shapes decide
+        design(recipe, lay(recipe, sites, getattr(model, "config", None)), reads, NoStats(), alpha=alpha)
+
+
 def _targets(names: Any) -> Any:
     if names is not None and not isinstance(names, str) and not list(names):
         raise UsageError("target: expected names of layers, found none.")

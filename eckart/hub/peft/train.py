@@ -150,13 +150,14 @@ def run(
     """
     import torch
 
-    from .adapt import adapt
+    from .adapt import adapt, refuse_misfit
     from .glue import glue
 
     if not is_causal(model):
         raise Refused(
             f"{type(model).__name__}: adapt --data trains causal language models. Use ek.adapt and a Trainer of your own for others."
         )
+    refuse_misfit(model, recipe, **how)
     began = time.perf_counter()
     before = before if before is not None else measures.causal(model, tokenizer, texts.held_out)
     clock = {"evaluation before": time.perf_counter() - began}
@@ -287,10 +288,16 @@ def finetune(
     folder = check_folder(out, [model] if Path(model).exists() else [], overwrite)
     texts = texts_of(data, held_out)
     inner, tokenizer = load_base(model, protocol.device)
-    done = run(inner, tokenizer, found, texts, protocol, **how)
+    done = run(inner, tokenizer, found.with_(name=_named(found, variant, glue)), texts, protocol, **how)
     report = report_of(str(model), [done], protocol, texts, command)
     save_run(folder, done, report, str(model))
     return report
+
+
+def _named(recipe: Recipe, variant: str | None, glue: Sequence[str | Recipe]) -> str:
+    """The name of a recipe with what was added to it, as `entry` reads it."""
+    first = f"{recipe.name}:{variant}" if variant else recipe.name
+    return "+".join((first, *(g if isinstance(g, str) else g.name for g in glue)))
 
 
 def entry(text: str, rank: float | None = None, **how: Any) -> Recipe:
@@ -341,6 +348,7 @@ def compare(
         Diverged: every recipe did.
     """
     from ...report.html import save
+    from .adapt import refuse_misfit
 
     protocol = protocol or Protocol()
     if len(set(recipes)) < len(recipes) or len(recipes) < 2:
@@ -354,7 +362,10 @@ def compare(
     with whole_folder(folder) as work:
         for name in recipes:
             inner, tokenizer = load_base(model, protocol.device)
-            before = before or measures.causal(inner, tokenizer, texts.held_out)
+            if before is None:
+                for each in found.values():
+                    refuse_misfit(inner, each, **how)
+                before = measures.causal(inner, tokenizer, texts.held_out)
             try:
                 done = run(inner, tokenizer, found[name].with_(name=name), texts, protocol, before=before, **how)
             except Diverged as error:

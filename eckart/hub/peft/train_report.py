@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...axes import Recipe
 from ...axes.border import to_yaml
+from ...report.words import several
 from ...verbs.adapter_folder import write_folder
 from ...verbs.output import versions
 
@@ -45,15 +46,18 @@ def report_of(
     ]
     best = min(runs, key=lambda r: r.rows[0]["after"])
     verdict = [
-        f"{r.recipe.name}: {r.rows[0]['metric']} {r.rows[0]['before']:.4f} before, {r.rows[0]['after']:.4f} after {protocol.steps} steps."
+        f"{r.recipe.name}: {r.rows[0]['metric']} {r.rows[0]['before']:.4f} before, {r.rows[0]['after']:.4f} after {several(protocol.steps, 'step')}."
         for r in runs
     ]
     if len(runs) > 1:
-        verdict.insert(0, f"Lowest after training: {best.recipe.name}. One seed; small differences mean nothing.")
+        learnt = best.rows[0]["after"] < best.rows[0]["before"]
+        lead = f"Lowest after training: {best.recipe.name}." if learnt else "No recipe is better than the model was before."
+        verdict.insert(0, f"{lead} One seed; small differences mean nothing.")
     return {
-        "format": 1, "kind": "demo", "title": f"{name}: {', '.join(r.recipe.name for r in runs)}", "verdict": verdict, "layers": [],
+        "format": 1, "kind": "adapt", "title": f"{name}: {', '.join(r.recipe.name for r in runs)}", "verdict": verdict, "layers": [],
         "model": {"name": name, "path": model, "parameters": None, "bytes": None}, "command": command or None, "evaluation": first.rows if len(runs) == 1 else [],
         "recipe": _recipe_info(first.recipe) if len(runs) == 1 else None,
+        "notes": [_note(r.recipe) for r in runs] if len(runs) > 1 else [],
         "tables": [{"title": "Fine-tuning", "columns": columns, "rows": table, "note": _words(protocol, texts)}],
         "curves": [{"title": "Training loss", "x": "step", "y": "loss", "series": [{"name": r.recipe.name, "points": [[s, v] for s, v in r.losses]} for r in runs]}],
         "warnings": _warnings(runs, texts, failed or {}),
@@ -65,7 +69,20 @@ def _warnings(runs: Sequence[Run], texts: Texts, failed: Mapping[str, str]) -> l
     out = [f"{name}: {why}" for name, why in failed.items()]
     if texts.seen:
         out.append(f"{texts.seen} of {len(texts.held_out)} held-out texts are also trained on: their score says nothing of new text.")
+    worse = [r for r in runs if r.rows[0]["after"] > r.rows[0]["before"]]
+    if worse:
+        names = ", ".join(f"{r.recipe.name} ({r.lr:g})" for r in worse)
+        out.append(f"the held-out text became less likely under {names}. Lower the rate (--lr), or give more text like it.")
+    if len(runs) > 1:  # what they differ in stands beside each of them
+        return out
     return out + [f"{r.recipe.name} differs from its paper: {r.recipe.differs}" for r in runs if r.recipe.fidelity != "exact"]
+
+
+def _note(recipe: Recipe) -> dict[str, Any]:
+    from ...report.links import paper_address
+
+    differs = f" What differs: {recipe.differs}" if recipe.differs else ""
+    return {"title": recipe.name, "text": f"{recipe.title} ({recipe.paper}).{differs}", "href": paper_address(recipe.paper)}
 
 
 def _recipe_info(recipe: Recipe) -> dict[str, Any]:
@@ -77,8 +94,8 @@ def _recipe_info(recipe: Recipe) -> dict[str, Any]:
 def _words(protocol: Protocol, texts: Texts) -> str:
     rows = protocol.batch_size * protocol.accumulate
     return (
-        f"{protocol.steps} steps of {rows} rows of up to {protocol.length} tokens, cosine schedule, seed {protocol.seed}; scored on {texts.name} "
-        f"({len(texts.held_out)} texts)"
+        f"{several(protocol.steps, 'step')} of {several(rows, 'row')} of up to {several(protocol.length, 'token')}, cosine schedule, seed {protocol.seed}; "
+        f"scored on {texts.name} ({several(len(texts.held_out), 'text')})"
     )
 
 

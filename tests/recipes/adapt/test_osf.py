@@ -95,3 +95,9 @@ def test_one_or_all_but_one_protected(world, adapted, rank) -> None:
 def test_nothing_left_to_train_is_refused(world, adapted) -> None:
     with pytest.raises(UsageError, match=r"leaves 0 triples to train; its shape is"):
         adapted(world.make(), "osf", world.k)
+
+
+def test_a_metric_leaves_nothing_that_could_be_protected(world) -> None:
+    mixed = get_recipe("osf").with_(metric=get_recipe("corda").metric)
+    with pytest.raises(UsageError, match=r"parts chosen in a metric \(input_gram\) share theirs"):
+        ek.adapt(world.make(), mixed, rank=5, calib=[world.x])

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 import eckart as ek
@@ -69,3 +70,35 @@ def test_penalty_alone_draws_factors_towards_orthonormal_ones(world, adapted) ->
             optimizer.step()
             glue.after_step()
     assert (b.left.T @ b.left - torch.eye(3)).norm() < 0.9 * (1.44 - 1) * math.sqrt(3)
+
+
+def test_in_a_metric_it_trains_the_kept_parts_own_triples_whatever_the_unit_of_the_inputs(world, adapted) -> None:
+    """Else the core has the metric's unit, and a step of the optimiser on the right factor moves the weight by that unit."""
+    recipe = ek.registry.get_recipe("sorsa").with_(metric=ek.registry.get_recipe("corda").metric)
+    w = world.W.numpy()
+    x = 300 * world.x.double().numpy() * np.logspace(0, -2, world.shape[1])
+    gram = x.T @ x / len(x)
+    gram += 0.01 * np.diag(gram).mean() * np.eye(len(gram))
+    u = np.linalg.svd(w @ gram)[0][:, :4]
+    part = u @ u.T @ w
+    values = np.linalg.svd(part, compute_uv=False)[:4]
+    model, b = adapted(world.make(), recipe, 4, calib=[torch.tensor(x).float()])
+    assert np.allclose(b.core.detach().numpy(), values, rtol=1e-4)
+    assert torch.allclose(b.left.T @ b.left, torch.eye(4), atol=1e-5)
+    assert torch.allclose(b.right @ b.right.T, torch.eye(4), atol=1e-5)
+    assert np.allclose(b.gain_matrix().detach().numpy(), part, atol=1e-4)
+    penalty = recipe.penalty[0]
+    assert penalty.of("left", b.left) + penalty.of("right", b.right) < 1e-3
+    assert torch.equal(model(world.x), world.make()(world.x))
+
+
+def test_a_metric_on_a_matrix_of_lower_rank_than_asked_for(adapted) -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(8, 6))
+    with torch.no_grad():
+        layer[0].weight.copy_(torch.outer(torch.arange(1.0, 7.0), torch.ones(8)))
+    recipe = ek.registry.get_recipe("sorsa").with_(metric=ek.registry.get_recipe("corda").metric)
+    _, b = adapted(layer, recipe, 3, calib=[torch.randn(40, 8, generator=torch.Generator().manual_seed(0))])
+    assert torch.allclose(b.gain_matrix(), torch.outer(torch.arange(1.0, 7.0), torch.ones(8)), atol=1e-4)
+    assert b.core[1:].abs().max() < 1e-4
+    for gram in (b.left.T @ b.left, b.right @ b.right.T):
+        assert torch.allclose(gram, torch.eye(3), atol=1e-4)
