@@ -271,5 +271,7 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
             node = node[key]
         if keys[-1] == "kind":
             node.clear()
+        if keys == ["form", "kind"] and value != recipe.form.kind:  # another form has other parts
+            data["roles"] = {part: role for part, role in data.get("roles", {}).items() if part not in recipe.roles}
         node[keys[-1]] = value
     return from_dict(data)

@@ -105,6 +105,10 @@ class Allocation(AllocateChoice):
         if self.multiple < 1:
             raise UsageError(f"allocate.multiple: expected at least 1, found {self.multiple}.")
 
+    @property
+    def step(self) -> int:
+        return self.multiple
+
     def ranks(self, curves: Curves, costs: Costs, budget: Budget) -> Ranks:
         """The rule itself."""
         raise NotImplementedError

@@ -56,3 +56,8 @@ class Lora(_Recovery):
     rank: int = 8
     alpha: float = 16.0
     in_turn: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1 or not self.alpha > 0:
+            raise UsageError(f"recover.lora: expected a rank of at least 1 and a positive alpha, found {self.rank} and {self.alpha:g}.")

@@ -74,12 +74,14 @@ class LeastSquares(RefineChoice):
         if bundle.sites[0].kind != "linear":
             return kept, {}
         problem = _Problem.of(self, kept, op, bundle, read_bias, stats)
-        before = problem.loss()
+        before = least = problem.loss()
         for _ in range(self.rounds):
             for factor in self.update:
                 better = problem.fit_up() if factor == "up" else problem.fit_down()
-                problem = better if better.loss() <= problem.loss() else problem  # rounding must not undo an optimum
-        return problem.parts(kept), {"loss_before": before, "loss": problem.loss(), "inputs": self.inputs}
+                found = better.loss()
+                if found <= least:  # rounding must not undo an optimum
+                    problem, least = better, found
+        return problem.parts(kept), {"loss_before": before, "loss": least, "inputs": self.inputs}
 
 
 @dataclass(frozen=True)

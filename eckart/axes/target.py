@@ -44,9 +44,8 @@ class Linears(TargetChoice):
         chosen: list[Site] = []
         left: dict[str, str] = {}
         for site in catalogue.sites:
-            if site.kind == "experts":
-                left[site.name] = f"{site.shape[0]} experts in one stack; --recipe sub_moe merges them"
             if site.kind not in kinds:
+                left[site.name] = _why_not(site)
                 continue
             hit = next((p for p in self.skip if re.search(p, site.name)), None)
             if hit is not None:
@@ -60,6 +59,15 @@ class Linears(TargetChoice):
             else:
                 chosen.append(site)
         return chosen, left
+
+
+def _why_not(site: Site) -> str:
+    """Why a matrix is no linear layer."""
+    if site.kind == "experts":
+        return f"{site.shape[0]} experts in one stack; --recipe sub_moe merges them"
+    return {"conv": "a convolution", "embedding": "a table of embeddings; --set target.embeddings=true takes it"}.get(
+        site.kind, "the weight of no layer"
+    )
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def compress(
     probes:
         Random projections per text, for encoders under a recipe with gradients.
     device:
-        Where the model runs for statistics, for instance cuda.
+        Where the model runs and matrices are factored, for instance cuda.
     overwrite:
         Replace the folder once the new one is complete.
     workers:

@@ -21,7 +21,7 @@ from ..errors import Refused, UsageError
 from ..plan import Job, Plan, judges, make_plan
 from ..registry import get_recipe
 from ..runners.budget import parse_bytes, refuse_beyond
-from ..runners.jobs import Context, Desk, NoStats
+from ..runners.jobs import Context, Desk, NoStats, place
 from ..runners.judge import Judge
 from ..runners.train import recover
 from ..runners.whole import Cut, Places, Run, cut, decide
@@ -76,6 +76,8 @@ def resolve(recipe: str | Recipe, keep: float | None, settings: Sequence[str], f
     found = override(found, settings)
     if form == "dense" and found.form.layout not in ("factored", "dense"):
         raise UsageError(f"{found.name} stores no factors, so there is nothing to multiply back. Leave --form out.")
+    if form == "dense" and "form.layout=factored" in settings:
+        raise UsageError("--form dense and --set form.layout=factored contradict each other. Give one of them.")
     if form == "dense":
         found = found.with_(form=replace(found.form, layout=form))
     return in_integers(found, quantise)
@@ -93,7 +95,7 @@ def in_integers(recipe: Recipe, quantise: str | None) -> Recipe:
 
         torchao()
         if recipe.recover is not None:
-            raise UsageError(f"{recipe.name} trains its factors after the cut, which integers do not. Leave --quantise out, or set recover=null.")  # fmt: skip
+            raise UsageError(f"{recipe.name} trains its factors after the cut, which integers do not. Leave --quantise out, or take recipe.with_(recover=None).")  # fmt: skip
     return recipe
 
 
@@ -148,7 +150,8 @@ def compress(
         max_length: tokens per calibration text; None is the model's limit, at most 512. A causal model sees the rest of a longer text in further windows.
         batch_size: calibration texts per forward pass.
         probes: random projections per text, for encoders under a recipe with gradients; more cost time and steady the result.
-        device: where the live model runs ("cuda"); None is the CPU for folders, the module's own device otherwise.
+        device: where the model runs and matrices are factored ("cuda"); None is the CPU for folders, the module's own device otherwise. Part
+            of the plan: another type of device rounds otherwise.
         overwrite: replace an existing `out` once the new one is complete.
         workers: bundles factorised side by side; never changes a byte.
         threads: of torch in every job; None is what torch has now. Part of the plan: another number may round otherwise.
@@ -200,7 +203,8 @@ def compress(
                 "this engine runs jobs in other processes: it needs a checkpoint folder, out=FOLDER, and no evaluation in the same run."
             )
         evaluate_on = load_texts(evaluate_on) if evaluate_on is not None else None
-        plan, costs, bundles = _plan(host, rec, seed, count)
+        where = factors_on(host, device)
+        plan, costs, bundles = _plan(host, rec, seed, count, where)
         folder = Path(out).absolute().parent if out is not None else None
         plan, route = plan_route(plan, host, rec, bundles, how, given is not None, runs, folder)
         refuse_beyond(plan, limit, Path(out) if out is not None and runs.leads else None, route.caution)
@@ -234,9 +238,9 @@ def compress(
                 return Compressed(plan, json.loads(recorded(out, "report.json")), path=Path(out), stats=given)
             check_output(out, [host.path] if host.path else [], overwrite)
         run = Run(
-            Context(rec, host.read, host.reader.read, given or NoStats()),
+            Context(rec, lambda site: host.read(site).cpu(), lambda key: host.reader.read(key).cpu(), given or NoStats(), place(where)),
             runs,
-            _desk(host, rec, count, runs),
+            _desk(host, rec, count, runs, where),
             plan.memory.get("bases", 0),
             judge,
         )
@@ -286,8 +290,26 @@ def compress(
         return Compressed(plan, report, path=Path(out), stats=given)
 
 
-def _desk(host: Host, rec: Recipe, threads: int, engine: Engine) -> Desk | None:
-    return Desk(str(host.path), rec, threads) if engine.remote else None
+def factors_on(host: Host, device: str | None) -> str:
+    """The device of the factorisations: the one that was asked for, else that of a module in memory, else the CPU.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    import torch
+
+    if device is None:
+        first = None if host.path is not None else next(host.live().parameters(), None)
+        return "cpu" if first is None or first.device.type == "meta" else str(first.device)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device}: torch cannot use it here ({str(error).splitlines()[0]}).") from error
+    return device
+
+
+def _desk(host: Host, rec: Recipe, threads: int, engine: Engine, device: str) -> Desk | None:
+    return Desk(str(host.path), rec, threads, device=device) if engine.remote else None
 
 
 def _compare(host: Host, small: Any, texts: Any) -> list[dict[str, Any]]:
@@ -297,7 +319,7 @@ def _compare(host: Host, small: Any, texts: Any) -> list[dict[str, Any]]:
     return evaluate(small, texts, against=host.live(), tokenizer=host.tokenizer())["rows"]
 
 
-def _plan(host: Host, rec: Recipe, seed: int, threads: int) -> tuple[Plan, dict[str, Cost], list[Bundle]]:
+def _plan(host: Host, rec: Recipe, seed: int, threads: int, device: str) -> tuple[Plan, dict[str, Cost], list[Bundle]]:
     sites, skipped = rec.target.sites(host.catalogue)
     missing = {n: why for n, why in host.catalogue.notes.items() if "checkpoint" in why}
     for name, why in missing.items():
@@ -307,7 +329,16 @@ def _plan(host: Host, rec: Recipe, seed: int, threads: int) -> tuple[Plan, dict[
     shapes = {k: tuple(host.reader.info(k).shape) for k in host.reader}
     bundles, left = pack(rec.group, sites, World(host.read, rec.budget, shapes, host.reader.config))
     skipped = {**skipped, **left}
-    plan, costs = make_plan(rec, bundles, model=host.name, source=host.reader.fingerprint, seed=seed, skipped=skipped, threads=threads)
+    plan, costs = make_plan(
+        rec,
+        bundles,
+        model=host.name,
+        source=host.reader.fingerprint,
+        seed=seed,
+        skipped=skipped,
+        device=device.partition(":")[0],
+        threads=threads,
+    )
     return plan, costs, bundles
 
 

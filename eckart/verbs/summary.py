@@ -73,7 +73,7 @@ def compress_report(
         "sizes": sizes,
         "layers": layers,
         "evaluation": [dict(row) for row in evaluation],
-        "warnings": [*_warnings(plan, recipe, layers), *_wider(plan, recipe, bundles), *cautions],
+        "warnings": [*_warnings(plan, recipe, layers), *_wider(plan, recipe, bundles), *speed(plan, recipe, after / plan.before), *cautions],
         "versions": versions(),
     }  # fmt: skip
     if notes or cautions:
@@ -151,13 +151,18 @@ def _verdict(
         out = [
             f"{len(targeted)} matrices are targeted; spectra will decide their ranks, and at most {share:.1%} of their parameters are kept."
         ]
+    elif dense_form:
+        tense = "are" if done else "would be"
+        out = [
+            f"{changed} of {len(targeted)} targeted matrices {tense} replaced by the products of low-rank pairs, which have {share:.1%} of their parameters."
+        ]
     else:
         tense = "are" if done else "would be"
         out = [
             f"{changed} of {len(targeted)} targeted matrices {tense} {WHAT.get(form, 'stored as low-rank pairs')}, and {share:.1%} of the targeted parameters are kept."
         ]
     if dense_form:
-        out.append("The pairs are multiplied back: the model loads anywhere and is as large as before.")
+        out.append("The model loads anywhere and is as large as before.")
     else:
         whole = sizes["total_after"] / sizes["total_before"]
         out.append(f"The whole model keeps {whole:.1%} of its parameters ({sizes['total_before']:,} to {sizes['total_after']:,}).")
@@ -173,7 +178,12 @@ def _warnings(plan: Plan, recipe: Recipe, layers: Sequence[Mapping[str, Any]]) -
     out = []
     dense = [j.name for j in plan.jobs if j.state == "dense"]
     if dense:
-        out.append(f"{len(dense)} targeted matrices stay dense, because a pair of their rank would not be smaller: {_few(dense)}.")
+        why = "a pair of their rank would not be smaller" if plan.decides == "shape" else "the allocation leaves them whole"
+        out.append(f"{len(dense)} targeted matrices stay dense, because {why}: {_few(dense)}.")
+    step = recipe.allocate.step
+    odd = [j.name for j in plan.jobs if j.state == "factored" and (j.rank or 0) % step]
+    if odd:
+        out.append(f"{len(odd)} matrices have ranks that are no multiple of {step}, because one step of so many is beyond their share: {_few(odd)}.")  # fmt: skip
     if plan.decides != "shape" and any(j.state == "undecided" for j in plan.jobs):
         out.append("Ranks depend on spectra and are not decided yet; sizes are upper figures.")
     if recipe.metric.kind == "identity" and not recipe.needs():
@@ -204,6 +214,49 @@ def _wider(plan: Plan, recipe: Recipe, bundles: Sequence[Bundle]) -> list[str]:
     if left:
         out.append(f"{len(left)} targeted matrices keep their type: tables, or dense weights stored (in, out), are never integers: {_few(left)}.")  # fmt: skip
     return out
+
+
+SPEED = {
+    ("pairs", 256): {0.8: (0.8, 1.0), 0.6: (0.9, 1.0), 0.4: (1.1, 1.3)},
+    ("pairs", 2048): {0.8: (0.9, 1.0), 0.6: (1.0, 1.2), 0.4: (1.3, 1.5)},
+    ("smaller dense", 256): {0.8: (0.9, 0.9), 0.6: (0.9, 1.0), 0.4: (1.2, 1.5)},
+    ("smaller dense", 2048): {0.8: (1.1, 1.2), 0.6: (1.4, 1.4), 0.4: (1.7, 1.9)},
+    ("int8", 256): {0.6: (0.9, 1.0)},
+    ("int8", 2048): {0.6: (0.3, 0.9)},
+}
+"""Least and most tokens per second over the dense model's, by what is stored, width and share kept: prefill and decode at batch 1 and 16, one CPU
+core, bfloat16; int8 is that of dense matrices and of pairs. From bench/speed.py, to one digit behind the point."""
+
+
+def speed(plan: Plan, recipe: Recipe, share: float) -> list[str]:
+    """What to expect of the speed: the nearest figures that were measured. No prediction for another machine.
+
+    Args:
+        plan, recipe: the run.
+        share: of the targeted parameters that is kept.
+    """
+    sides = sorted(min(j.shape) for j in plan.jobs)
+    width = 256 if sides[len(sides) // 2] ** 2 < 256 * 2048 else 2048
+    what = {"pair": "pairs", "shared_basis": "pairs", "smaller": "smaller dense"}.get(recipe.form.kind)
+
+    def figures(key: str, keep: float) -> str:
+        low, high = SPEED[key, width][keep]
+        return f"{low:g} to {high:g} times" if low < high else f"{low:g} times"
+
+    found: list[str] = []
+    if what is not None and recipe.form.layout != "dense" and any(j.state != "dense" for j in plan.jobs):
+        keep = min(SPEED[what, width], key=lambda k: abs(k - share))
+        low, high = SPEED[what, width][keep]
+        head = "Do not expect it to be faster" if high <= 1 else f"Expect it to be {'little' if low <= 1 else 'somewhat'} faster"
+        name = what if what == "pairs" else "smaller matrices"
+        out = f"{head}: on one CPU core, at width {width} in bfloat16, {name} at {keep:.0%} ran at {figures(what, keep)} the tokens per second of dense ones"  # fmt: skip
+        if what == "pairs":
+            out += f", because two thin products cost more than their arithmetic; smaller dense matrices (--recipe modegpt) at {figures('smaller dense', keep)}. --form dense keeps the old speed"  # fmt: skip
+        found.append(f"{out}. Measure on your own hardware.")
+    if recipe.form.stored != "same":
+        more = "" if recipe.form.stored == "int8" else "; int4 was not measured"
+        found.append(f"Integers save bytes, not time: on one CPU core without a compiler, int8 weights ran at {figures('int8', 0.6)} the tokens per second of bfloat16 at width {width}{more}.")  # fmt: skip
+    return found
 
 
 def _few(names: Sequence[str], most: int = 4) -> str:

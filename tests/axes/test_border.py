@@ -5,6 +5,7 @@ import pytest
 from eckart.axes import Budget, Recipe, allocate, metric, score, source
 from eckart.axes.border import from_dict, from_yaml, override, to_yaml
 from eckart.errors import UsageError
+from eckart.registry import get_recipe
 
 BASE = Recipe(name="base", verb="compress", paper="-")
 
@@ -22,6 +23,12 @@ def test_override_reaches_nested_fields() -> None:
     changed = override(BASE, ["metric.kind=both", 'metric.out={"kind": "grad_gram"}', "metric.out.clamp=0.5", "budget.rank=8"])
     assert changed.metric == metric.Both(out=metric.GradGram(clamp=0.5))
     assert changed.budget == Budget(rank=8)
+
+
+def test_another_form_leaves_the_roles_of_its_own_parts() -> None:
+    found = override(get_recipe("svd_llm"), ["roles.coeff=train", "group.kind=same_input", "form.kind=shared_basis"])
+    assert {part: role.kind for part, role in found.roles.items()} == {"coeff": "train"}
+    assert override(get_recipe("svd_llm"), ["form.kind=pair"]).roles == get_recipe("svd_llm").roles
 
 
 @pytest.mark.parametrize(

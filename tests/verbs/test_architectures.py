@@ -80,6 +80,8 @@ def test_compresses_saves_and_reloads(kind, recipe, token_ids, tmp_path) -> None
     left = {r["name"]: r["reason"] for r in made.report["layers"] if r["state"] == "skipped"}
     assert not any("pooler" in n for n in changed)
     assert all(left.values())
+    matrices = {n for n, m in ek.load(source).named_modules() if type(m).__name__ in ("Linear", "Conv1D", "Conv2d")}
+    assert matrices <= {r["name"] for r in made.report["layers"]}  # nothing goes unsaid
     if kind == "mixtral":
         assert "4 experts in one stack" in left["model.layers.0.mlp.experts.gate_up_proj"]
     if (kind, recipe) == ("gpt_neox", "modegpt"):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import eckart as ek
 from eckart.axes import Budget, form
+from eckart.axes.border import from_yaml
 from eckart.errors import Refused, UsageError
 from eckart.nn import LowRankLinear
 
@@ -96,6 +97,24 @@ def test_same_bytes_with_one_and_two_workers_and_again(tiny_llama, token_ids, tm
     assert digests(folders[0]) == digests(folders[1]) == digests(folders[2])
 
 
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("two_sided", {"settings": ["metric.into.ridge=0.01", "allocate.multiple=8"], "quantise": "int8"}),
+        ("basis_sharing", {"settings": ["refine.inputs=propagated", "group.count=1"]}),
+        ("svd_llm", {"settings": ["group.kind=same_input", "form.kind=shared_basis"]}),
+        ("svd_llm", {"settings": ["recover.kind=factors", "recover.steps=2", "roles.up=train"]}),
+        ("svd", {"form": "dense"}),
+    ],
+)
+def test_the_yaml_in_the_output_reproduces_it(recipe, options, tiny_llama, token_ids, tmp_path) -> None:
+    """Every file but clocks: from the recipe file alone, on the same text."""
+    one = ek.compress(tiny_llama, recipe, 0.6, calib=token_ids, out=tmp_path / "a", **options)
+    again = from_yaml((one.path / "eckart.yaml").read_text())
+    two = ek.compress(tiny_llama, again, calib=token_ids, out=tmp_path / "b")
+    assert digests(one.path) == digests(two.path)
+
+
 def test_statistics_are_kept_in_a_file_and_refused_for_other_data(tiny_llama, token_ids, tmp_path) -> None:
     file = tmp_path / "stats.safetensors"
     one = ek.compress(tiny_llama, "svd_llm", 0.5, calib=token_ids, stats=file, out=tmp_path / "a")
@@ -119,6 +138,16 @@ def test_rank_above_break_even_stays_dense_and_the_report_says_so(tiny_llama, tm
     assert states["model.layers.0.self_attn.k_proj"] == "dense"  # 24 x 48: a pair of rank 20 would be larger
     assert states["model.layers.0.mlp.up_proj"] == "factored"
     assert any("stay dense" in w for w in made.report["warnings"])
+
+
+def test_ranks_that_are_too_small_for_a_multiple_are_named(tiny_llama) -> None:
+    made = ek.compress(tiny_llama, "svd", 0.5, settings=["allocate.multiple=12"], dry_run=True)
+    odd = {j.name for j in made.plan.jobs if j.rank is not None and j.rank % 12}
+    said = next(w for w in made.report["warnings"] if "no multiple of 12" in w)
+    assert said.startswith(f"{len(odd)} matrices")
+    assert 0 < len(odd) < len(made.plan.jobs)
+    fits = ek.compress(tiny_llama, "svd", 0.5, settings=["allocate.multiple=4"], dry_run=True)
+    assert not any("multiple" in w for w in fits.report["warnings"])
 
 
 def test_dry_run_reads_no_tensor_and_writes_nothing(tiny_llama, token_ids, tmp_path, monkeypatch) -> None:
@@ -227,6 +256,7 @@ def test_a_missing_weight_is_named(tiny_llama, tmp_path) -> None:
         ({"calib": []}, Refused, "empty"),
         ({"calib": "nowhere.txt"}, Refused, "nowhere.txt"),
         ({"form": "sparse"}, UsageError, "expected 'factored' or 'dense'"),
+        ({"form": "dense", "settings": ["form.layout=factored"]}, UsageError, "contradict each other"),
         ({"seed": -1}, UsageError, "seed"),
     ],
 )
