@@ -117,7 +117,7 @@ def _choice(axis: str, data: Any, where: str) -> Choice:
             continue
         if key not in fields:
             raise UsageError(
-                f"{where}.{key}: {axis}={cls.kind} has no such field.{did_you_mean(key, fields)} It has: {', '.join(fields) or 'none'}."
+                f"{where}.{_word(key)}: {axis}={cls.kind} has no such field.{did_you_mean(key, fields)} It has: {', '.join(fields) or 'none'}."
             )
         nested = isinstance(value, Mapping) and "kind" in value
         given[key] = _choice(_axis_of(cls, key, axis), value, f"{where}.{key}") if nested else value
@@ -163,7 +163,7 @@ def budget_from(data: Any, where: str = "budget") -> Budget:
         raise UsageError(f"{where}: expected a mapping such as {{keep: 0.8}}, found {_short(data)}.")
     for key in data:
         if key not in known:
-            raise UsageError(f"{where}.{key}: no such budget.{did_you_mean(str(key), known)} There are: {', '.join(known)}.")
+            raise UsageError(f"{where}.{_word(key)}: no such budget.{did_you_mean(str(key), known)} There are: {', '.join(known)}.")
     for key, value in data.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{where}.{key}: expected a number, found {value}.")
@@ -180,7 +180,7 @@ def from_dict(data: Mapping[str, Any]) -> Recipe:
     given: dict[str, Any] = {}
     for key, value in data.items():
         if key not in known:
-            raise UsageError(f"{key}: a recipe has no such key.{did_you_mean(str(key), known)} It has: {', '.join(sorted(known))}.")
+            raise UsageError(f"{_word(key)}: a recipe has no such key.{did_you_mean(str(key), known)} It has: {', '.join(sorted(known))}.")
         if key in AXES:
             given[key] = None if value is None else _choice(key, value, key)
         elif key == "budget":
@@ -193,7 +193,7 @@ def from_dict(data: Mapping[str, Any]) -> Recipe:
             if not isinstance(value, Mapping):
                 raise UsageError(f"{key}: expected a mapping, found {_short(value)}.")
             table = {str(part): item for part, item in value.items()}
-            given[key] = {p: _choice("roles", role, f"roles.{p}") for p, role in table.items()} if key == "roles" else table
+            given[key] = {p: _choice("roles", role, f"roles.{_word(p)}") for p, role in table.items()} if key == "roles" else table
         elif key in PLAIN and key not in ("name", "verb") and not isinstance(value, str):
             raise UsageError(f"{key}: expected text, found {_short(value)}.")
         else:
@@ -211,6 +211,11 @@ def _short(value: Any) -> str:
     """A value for a message, never much longer than a line."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _word(key: Any) -> str:
+    """A key for a message: as it is, or quoted and escaped where it cannot be shown."""
+    return key if isinstance(key, str) and key.isprintable() and 0 < len(key) <= 200 else _short(key)
 
 
 def to_yaml(recipe: Recipe) -> str:

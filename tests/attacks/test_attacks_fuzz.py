@@ -168,6 +168,9 @@ def test_damaged_recipes(edits: list[tuple[int, int, bytes]]) -> None:
 
 @quick
 @given(value=anything, key=st.sampled_from(["name", "title", "metric", "budget", "roles", "train", "form", "target", "penalty", "refresh"]))
+@example(value={"\xa0": None}, key="budget")
+@example(value={"\xa0": {"kind": "freeze"}}, key="roles")
+@example(value={"kind": "linears", "\xa0": 1}, key="target")
 def test_recipes_with_any_value_anywhere(value: Any, key: str) -> None:
     PARSERS["recipe"](json.dumps({"name": "x", "verb": "compress", key: value}).encode())
 
