@@ -179,6 +179,7 @@ def variants() -> dict[str, Any]:
     fill = {"score": score.PredictedLoss(), "allocate": allocate.WaterFill()}
     out["svd_llm + water_fill"] = found["svd_llm"].with_(**fill)
     out["two_sided, uniform ranks"] = found["two_sided"].with_(allocate=allocate.Uniform())
+    out["two_sided:weight_grads"] = found["two_sided"].variant("weight_grads")
     for store in ("int8", "int4"):
         out[f"two_sided + {store}"] = found["two_sided"].with_(form=replace(found["two_sided"].form, store=store))
     return {n: out[n] for n in sorted(out, key=lambda n: judges(out[n]))}  # trainings last

@@ -113,19 +113,21 @@ def get_recipe(name: str) -> Recipe:
     """A recipe by name.
 
     Args:
-        name: key as `list_recipes` gives it.
+        name: key as `list_recipes` gives it, with ":VARIANT" behind it for another of its named forms.
 
     Raises:
-        UsageError: no such system, or one that is not a recipe.
+        UsageError: no such system or variant, or one that is not a recipe.
 
     Example:
         >>> get_recipe("svd_llm").metric.kind
         'input_gram'
     """
-    found = entry(name)
+    key, _, variant = name.partition(":")
+    found = entry(key)
     if found.kind != "recipe":
-        raise UsageError(f"{name} is a {found.kind}, not a recipe. `eckart show {name}` says how it is used.")
-    return import_module(found.module).RECIPE
+        raise UsageError(f"{key} is a {found.kind}, not a recipe. `eckart show {key}` says how it is used.")
+    recipe: Recipe = import_module(found.module).RECIPE
+    return recipe.variant(variant) if variant else recipe
 
 
 def get_object(name: str) -> Any:

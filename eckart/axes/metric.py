@@ -6,6 +6,7 @@ unit stays that of one layer. On the other side they are stacked, and the metric
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -236,3 +237,50 @@ class Both(_Metric):
 
     def repair(self, bundle: Bundle, stats: StatsView) -> tuple[Tensor, ...] | None:
         return self.into.repair(bundle, stats)
+
+
+@dataclass(frozen=True)
+class WeightGrads(_Metric):
+    """Both sides from the gradient G of the weight, a sample at a time: So^2 = E[G G^T], Si^2 = E[G^T G] / tr E[G^T G] at power 1/2.
+
+    The product of the two is the Kronecker approximation of the Fisher matrix that Shampoo uses. Unlike the input's and the output gradient's
+    own moments (`Both`) it weighs inputs by the gradients that they meet, and counts the tokens of a sample together, as they meet in its loss.
+
+    Args:
+        power: 1/2 makes errors count by their first-order effect on the loss, squared.
+        probe: what is differentiated: "task_loss", "random_projection" of the embedding, or "auto" (by the kind of model).
+        clamp: eigenvalues below this share of the largest are raised to it, on either side.
+    """
+
+    kind: ClassVar[str] = "weight_grads"
+
+    power: float = 0.5
+    probe: Literal["auto", "task_loss", "random_projection"] = "auto"
+    clamp: float = 1e-4
+
+    def stat(self, side: Side) -> Stat:
+        return Stat("gradient_gram", at="weight", via="backward", probe=self.probe, opts=(side,))
+
+    @property
+    def needs(self) -> frozenset[Stat]:
+        return frozenset({self.stat("in"), self.stat("out")})
+
+    def sides(self, bundle: Bundle, stats: StatsView) -> tuple[Weight, Weight]:
+        from ..linalg.psd import Weight
+
+        shared = bundle.shares or "in"
+        found = {side: [_square(stats.get(self.stat(side), s)) for s in bundle.sites] for side in ("in", "out")}
+        common = sum(found[shared][1:], found[shared][0]) / len(bundle.sites)
+        unit = float(common.trace()) or 1.0  # either side alone is in the unit of the loss; the product of both is to be in it once
+        sides: dict[str, Tensor | tuple[Tensor, ...]] = {k: tuple(v) if len(v) > 1 else v[0] for k, v in found.items()}
+        sides[shared] = common / unit
+        return (
+            Weight(sides["out"], self.power, self.clamp, f"{bundle.name}: rows of the gradient"),
+            Weight(sides["in"], self.power, self.clamp, f"{bundle.name}: columns of the gradient"),
+        )
+
+
+def _square(entries: Tensor) -> Tensor:
+    """The matrix of which these are the entries, row by row."""
+    size = math.isqrt(len(entries))
+    return entries.reshape(size, size)

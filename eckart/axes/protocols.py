@@ -25,13 +25,14 @@ class Stat:
 
     Args:
         kind: "moments" (count, mean, Gram), "absmean" (mean |x| per channel), "fisher" (sum over outputs of squared weight gradients),
-            "gradient" (of the weight, m n numbers), "encoded" (last hidden states of phrases).
+            "gradient" (of the weight, m n numbers), "gradient_gram" (products of each sample's weight gradient, of its columns or rows),
+            "encoded" (last hidden states of phrases).
         at: where it is measured: the layer's input, its output, or its weight. Never the side that a metric acts on.
         via: what must run: "forward", or "backward" with a probe.
         inputs: activations of the original model, or propagated through what was already compressed.
         probe: backward only: "task_loss" (next-token cross-entropy), "random_projection" (of the embedding), or "auto" (the first
             for causal language models, the second for encoders); the choice made is recorded.
-        opts: refinements of the kind, for instance ("per_sample",) or ("per_batch",).
+        opts: refinements of the kind, for instance ("per_sample",) or ("per_batch",); for "gradient_gram" the side, ("in",) or ("out",).
     """
 
     kind: str

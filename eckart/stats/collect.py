@@ -89,6 +89,8 @@ def collect(
     - fisher: per input channel, squared weight gradients summed over outputs; as mean over samples of each sample's own gradient, summed
       over its tokens first ("per_sample", exact), or as mean over batches of the gradient of the whole batch ("per_batch"). Token
       weights do not enter;
+    - gradient_gram: products of each sample's weight gradient G, as mean over samples: of G^T G ("in", n n numbers row by row) or of G G^T
+      ("out", m m numbers);
     - gradient: of the weight, m n numbers row by row, mean over samples of the gradient of each sample's summed loss.
 
     Parameters' `.grad` is not touched. Not measured: inputs that were propagated through what is already compressed.

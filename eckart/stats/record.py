@@ -25,6 +25,7 @@ class Sums:
 
 
 Part = Centred | Sums
+WHOLE = ("fisher", "gradient_gram")  # kinds that need the gradient of all calls of a module at once
 
 
 def join(a: Part, b: Part) -> Part:
@@ -135,15 +136,15 @@ class Recorder:
             else:
                 yield module.register_forward_hook(self._output_hook(slot))
         for name, slots in backward.items():
-            keep = any(s.stat.kind in ("fisher", "gradient") for s in slots)
+            keep = any(s.stat.at == "weight" for s in slots)
             yield _module(model, slots[0]).register_forward_hook(self._graph_hook(name, slots, keep), with_kwargs=True)
 
     def settle(self) -> None:
         """After a backward: sum what had to wait for all calls of a module."""
         for slot in self.slots:
             calls = self.calls.get(slot.site.name, [])
-            if slot.stat.kind == "fisher" and slot.stat.probe == self.probe and len(calls) > 1:
-                self._fisher(slot, [c.pair(c.grad, slot.site.name) for c in calls if c.grad is not None])
+            if slot.stat.kind in WHOLE and slot.stat.probe == self.probe and len(calls) > 1:
+                self._whole(slot, [c.pair(c.grad, slot.site.name) for c in calls if c.grad is not None])
         for calls in self.calls.values():
             for call in calls:
                 call.grad = None
@@ -188,7 +189,7 @@ class Recorder:
             elif slot.stat.kind == "gradient":
                 self._gradient(slot, *call.pair(grad, slot.site.name))
             elif len(self.calls[slot.site.name]) == 1:
-                self._fisher(slot, [call.pair(grad, slot.site.name)])
+                self._whole(slot, [call.pair(grad, slot.site.name)])
             else:
                 call.grad = grad
 
@@ -209,7 +210,8 @@ class Recorder:
             refuse_unless_finite(check, f"{name}: its {what}", self.layout.leaf)
             self.keep(slot, part)
 
-    def _fisher(self, slot: Slot, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def _whole(self, slot: Slot, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """What is not linear in the gradient: squares and products, of all calls of the module together."""
         if not pairs:
             return
         name, total = slot.site.name, torch.zeros(slot.width, dtype=torch.float64)
@@ -220,7 +222,8 @@ class Recorder:
             count = self.layout.samples
             split = [(self.layout.by_sample(x, name), self.layout.by_sample(g, name)) for x, g in pairs]
             for sample in range(count):
-                total += _squared([(x[sample], g[sample]) for x, g in split])
+                rows = [(x[sample], g[sample]) for x, g in split]
+                total += _squared(rows) if slot.stat.kind == "fisher" else _products(rows, slot.stat.opts == ("in",))
         refuse_unless_finite(total, f"{name}: its weight gradient", self.layout.leaf)
         self.keep(slot, Sums(float(count), total))
 
@@ -236,6 +239,27 @@ class Recorder:
         """Add to a slot's sum of this batch."""
         old = self.parts.get(slot.key)
         self.parts[slot.key] = part if old is None else join(old, part)
+
+
+def _products(pairs: Sequence[tuple[Tensor, Tensor]], into: bool) -> Tensor:
+    """G^T G (into) or G G^T of the weight gradient G = sum_calls g^T x, row by row; x (t, n), g (t, m) -> (n n,) or (m m,) float64.
+
+    With few rows G is not formed: G^T G = x^T (g g^T) x.
+    """
+    dtype = product_type(max(max(x.shape[-1], g.shape[-1]) for x, g in pairs))
+    if pairs[0][0].device.type == "mps":  # it has no float64
+        pairs = [(x.cpu(), g.cpu()) for x, g in pairs]
+    near, far = (torch.cat([p[i].detach() for p in pairs]) for i in ((0, 1) if into else (1, 0)))
+    live = (far != 0).any(1)  # padding has no gradient, and rows that one factor lacks add nothing
+    near, far = near[live].to(dtype), far[live].to(dtype)
+    t, n, m = len(near), near.shape[1], far.shape[1]
+    if t * (t * (m + n) + n * n) < m * n * (t + n):
+        found = near.T @ (far @ far.T @ near)
+        found = (found + found.T) / 2
+    else:
+        gradient = far.T @ near
+        found = gradient.T @ gradient
+    return found.to(torch.float64).reshape(-1).cpu()
 
 
 def _squared(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -56,7 +56,7 @@ class Stats:
         return (self._count(self._key(stat, site)) or 0) > 0
 
     def get(self, stat: Stat, site: Site) -> Any:
-        """`Moments` for "moments"; for "absmean" the mean of |x| and for "fisher" the mean over samples (or batches), (n,) float64.
+        """`Moments` for "moments"; for "absmean" the mean of |x|, for others the mean over samples (or batches), a float64 vector.
 
         Raises:
             Refused: it was not measured there, or calibration never reached the site.

@@ -14,13 +14,14 @@ MEASURED: dict[str, tuple[tuple[str, str], ...]] = {
     "absmean": (("in", "forward"), ("out", "forward")),
     "fisher": (("weight", "backward"),),
     "gradient": (("weight", "backward"),),
+    "gradient_gram": (("weight", "backward"),),
     "frequency": (("in", "forward"),),
     "influence": (("block", "forward"),),
     "experts": (("block", "forward"),),
 }
 WATCHED = ("frequency", "influence", "experts")  # see `watch`
 PROBES = ("task_loss", "random_projection")
-FISHER = ("per_sample", "per_batch")
+OPTIONS = {"fisher": ("per_sample", "per_batch"), "gradient_gram": ("in", "out")}  # exactly one of them; the first is the usual one
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Slot:
             return 1
         if self.stat.kind == "gradient":
             return self.site.shape[0] * self.site.shape[1]
+        if self.stat.kind == "gradient_gram":
+            return self.site.shape[1 if self.stat.opts == ("in",) else 0] ** 2
         return self.site.shape[0] if self.stat.at == "out" else self.site.shape[1]
 
     @property
@@ -82,9 +85,10 @@ def settle(stat: Stat, auto: str) -> Stat:
         raise UsageError(f'statistic {stat.kind!r}: expected {ways}, found at "{stat.at}" via {stat.via}.')
     if stat.inputs != "original" and stat.via != "forward":
         raise UsageError(f"statistic {stat.kind!r}: {stat.inputs!r} inputs are measured via forward only, found via {stat.via}.")
-    opts = stat.opts or (FISHER[:1] if stat.kind == "fisher" else ())
-    if opts and (stat.kind != "fisher" or len(opts) != 1 or opts[0] not in FISHER):
-        expected = " or ".join(map(repr, FISHER)) if stat.kind == "fisher" else "none"
+    known = OPTIONS.get(stat.kind, ())
+    opts = stat.opts or known[:1]
+    if opts and (len(opts) != 1 or opts[0] not in known):
+        expected = " or ".join(map(repr, known)) or "none"
         raise UsageError(f"statistic {stat.kind!r}: unknown options {opts}; expected {expected}.")
     probe = "" if stat.via == "forward" else auto if stat.probe == "auto" else stat.probe
     if stat.via == "backward" and probe not in (*PROBES, "auto"):

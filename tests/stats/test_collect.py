@@ -15,11 +15,13 @@ from eckart.data import Batch, batches
 from eckart.errors import Refused, UsageError
 from eckart.seeds import generator
 from eckart.stats import collect
+from eckart.stats.record import _products
 from tests.stats.stats_models import linears, make
 
 IN, OUT, ABS = Stat("moments"), Stat("moments", at="out"), Stat("absmean")
 GRAD = Stat("moments", at="out", via="backward")
 SAMPLE = Stat("fisher", at="weight", via="backward")
+COLUMNS, ROWS = (Stat("gradient_gram", at="weight", via="backward", opts=(side,)) for side in ("in", "out"))
 BATCH = Stat("fisher", at="weight", via="backward", opts=("per_batch",))
 
 
@@ -93,7 +95,7 @@ def test_everything_against_one_sample_at_a_time(model, ids, size):
     """All needs in one pass: GQA and biases, Conv1D, an encoder, a layer that is called three times; padding must not show."""
     sites = linears(model)
     padded = batches(ids, None, batch_size=size)
-    stats = collect(model, padded, {IN, OUT, ABS, GRAD, SAMPLE}, sites, seed=7)
+    stats = collect(model, padded, {IN, OUT, ABS, GRAD, SAMPLE, COLUMNS, ROWS}, sites, seed=7)
     if hasattr(model, "lm_head"):
         assert stats.auto == "task_loss"
         scalar = next_token
@@ -123,6 +125,8 @@ def test_everything_against_one_sample_at_a_time(model, ids, size):
         close(moments.gram, g.T @ g)
         fisher = sum((r[3] ** 2).sum(0) for r in rows) / len(rows)
         close(stats.get(SAMPLE, site), fisher)
+        close(stats.get(COLUMNS, site), sum(r[3].T @ r[3] for r in rows).flatten() / len(rows))
+        close(stats.get(ROWS, site), sum(r[3] @ r[3].T for r in rows).flatten() / len(rows))
 
 
 def test_fisher_per_batch_is_another_number(padded):
@@ -408,3 +412,15 @@ def test_refusals(padded):
         collect(model, padded, {GRAD}, sites, probes=0)
     with pytest.raises(UsageError, match="found str"):
         collect(model, ["text"], {IN}, sites)
+
+
+@pytest.mark.parametrize("tokens", [3, 200])
+@pytest.mark.parametrize("into", [True, False])
+def test_products_of_a_gradient_are_those_of_the_matrix_whether_it_is_formed_or_not(tokens, into):
+    g = torch.Generator().manual_seed(0)
+    calls = [
+        (torch.randn(t, 24, generator=g, dtype=torch.float64), torch.randn(t, 9, generator=g, dtype=torch.float64)) for t in (tokens, 2)
+    ]
+    calls[0][1][1] = 0  # a row of padding
+    whole = sum(y.T @ x for x, y in calls)
+    close(_products(calls, into), (whole.T @ whole if into else whole @ whole.T).flatten())
