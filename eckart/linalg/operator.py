@@ -281,7 +281,7 @@ class RowStream(Operator):
             beside = 0
             for lower in self.row_blocks():
                 if beside >= above:
-                    part = wide @ lower.to(torch.float64).T
+                    part = gram_of(upper) if beside == above else wide @ lower.to(torch.float64).T
                     total[above : above + part.shape[0], beside : beside + part.shape[1]] = part
                     total[beside : beside + part.shape[1], above : above + part.shape[0]] = part.T
                 beside += lower.shape[0]

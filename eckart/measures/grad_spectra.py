@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..stats.gradients import Sample
 
 SAMPLES = 32  # texts whose gradients are factorised
+DUST = 1e-6  # of the text's largest nuclear norm: below it a gradient is rounding, such as a query's that has one position to look at
 
 
 @dataclass
@@ -55,6 +56,18 @@ class _Spectra:
             found = {"nuclear_norm": float(s.sum()), "effective_rank": effective_rank(s)}
             self.by_site.setdefault(site.name, {})[sample.number] = found
 
+    def sweep(self) -> None:
+        """Take out gradients that are zero but for rounding."""
+        largest: dict[int, float] = {}
+        for found in self.by_site.values():
+            for number, row in found.items():
+                largest[number] = max(largest.get(number, 0.0), row["nuclear_norm"])
+        for name, found in self.by_site.items():
+            kept = {number: row for number, row in found.items() if row["nuclear_norm"] > DUST * largest[number]}
+            if len(kept) < len(found):
+                self.zero.add(name)
+            self.by_site[name] = kept
+
 
 def grad_spectra(view: ModelView) -> Iterable[Record]:
     """A record for each query, key, value and output projection (where there are none, for each linear layer), and one for the model.
@@ -79,6 +92,7 @@ def grad_spectra(view: ModelView) -> Iterable[Record]:
         try:
             done = each_gradient(view.model, drawn(view.batches, SAMPLES, view.seed, "grad_spectra"), sites, spectra.scalars, spectra.take)
             why = nothing(view, done)
+            spectra.sweep()
         except (Refused, UsageError) as error:
             why = str(error)
     if why:

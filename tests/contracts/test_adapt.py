@@ -117,7 +117,10 @@ def test_round_trip_is_bit_equal(name: str, variant: str | None, lazily: bool, t
     json.loads((tmp_path / "adapter_config.json").read_text())
     again = PeftModel.from_pretrained(net(), tmp_path, low_cpu_mem_usage=lazily)
     x = inputs(16, 9)
-    assert torch.equal(output(again, x), output(model, x))
+    state, before = again.state_dict(), model.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in before.items())
+    # a tensor that stays in the file's memory may lie where a processor's products round otherwise
+    torch.testing.assert_close(output(again, x), output(model, x), rtol=1e-5 if lazily else 0, atol=1e-6 if lazily else 0)
     assert again.peft_config["default"].value == model.peft_config["default"].value
     training = PeftModel.from_pretrained(net(), tmp_path, is_trainable=True)
     assert trained(training).keys() == trained(model).keys()

@@ -113,8 +113,8 @@ def test_a_stream_holds_one_block_at_a_time():
 
 def test_a_float32_sum_of_squares_is_float64():
     x = torch.full((3000, 1000), 0.1)
-    assert sum_of_squares(x) == pytest.approx(float(x.double().square().sum()), rel=1e-13)
-    assert sum_of_squares(x[:, ::3]) == pytest.approx(float(x[:, ::3].double().square().sum()), rel=1e-13)
+    assert sum_of_squares(x) == pytest.approx(float(x.double().square().sum()), rel=1e-12)
+    assert sum_of_squares(x[:, ::3]) == pytest.approx(float(x[:, ::3].double().square().sum()), rel=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 40, 300])

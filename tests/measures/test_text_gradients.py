@@ -36,6 +36,10 @@ def gradients(model, ids, weights=None):
     return out
 
 
+def _nuclear(gradient):
+    return np.linalg.svd(gradient.numpy(), compute_uv=False).sum()
+
+
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_spectra_are_those_of_the_gradients_of_single_texts(kind) -> None:
     model = make(kind)
@@ -45,17 +49,21 @@ def test_spectra_are_those_of_the_gradients_of_single_texts(kind) -> None:
     parts = ("q_proj", "k_proj", "v_proj", "o_proj") if kind == "llama" else ("c_attn", "c_proj")
     assert {n.rpartition(".")[2] for n in names} == set(parts)
     assert all("mlp" not in n for n in names)
-    means = []
     for name in names:
         s = [np.linalg.svd(g[f"{name}.weight"].numpy(), compute_uv=False) for g in grads]
+        if kind == "llama" and name.endswith(
+            ("q_proj", "k_proj")
+        ):  # the text of two tokens has one position to look at: no gradient but rounding
+            assert sum(v.sum() < 1e-5 for v in s) == 1
+            s = [v for v in s if v.sum() > 1e-5]
         nuclear = np.array([v.sum() for v in s])
         rank = np.array([math.exp(-sum(p * math.log(p) for p in v / v.sum() if p > 1e-14)) for v in s])
-        means.append((nuclear, rank))
         assert found[name].value["nuclear_norm"] == pytest.approx(nuclear.mean(), rel=1e-4)
         assert found[name].value["effective_rank"] == pytest.approx(rank.mean(), rel=1e-4)
-        assert found[name].uncertainty["effective_rank"] == pytest.approx(rank.std(ddof=1) / math.sqrt(7), rel=1e-3)
-        assert found[name].settings["texts"] == 7
-    assert found[""].value["nuclear_norm"] == pytest.approx(np.mean([m[0] for m in means]), rel=1e-4)
+        assert found[name].uncertainty["effective_rank"] == pytest.approx(rank.std(ddof=1) / math.sqrt(len(s)), rel=1e-3)
+        assert found[name].settings["texts"] == len(s)
+    whole = np.mean([np.mean([v for name in names if (v := _nuclear(g[f"{name}.weight"])) > 1e-5]) for g in grads])
+    assert found[""].value["nuclear_norm"] == pytest.approx(whole, rel=1e-4)
     assert found[""].value["tokens"] == pytest.approx(np.mean([len(t) - 1 for t in LONG]))
 
 
