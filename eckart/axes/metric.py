@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from .base import NOTHING, Choice
@@ -233,7 +233,8 @@ class Both(_Metric):
         return self.into.needs | self.out.needs
 
     def sides(self, bundle: Bundle, stats: StatsView) -> tuple[Weight | None, Weight | None]:
-        return self.out.sides(bundle, stats)[0], self.into.sides(bundle, stats)[1]
+        out = self.out.sides(bundle, stats)[0]
+        return None if out is None else replace(out, option="metric.out.clamp"), self.into.sides(bundle, stats)[1]
 
     def repair(self, bundle: Bundle, stats: StatsView) -> tuple[Tensor, ...] | None:
         return self.into.repair(bundle, stats)

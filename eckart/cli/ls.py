@@ -39,14 +39,15 @@ def show(name: str, /, *, as_json: Json = False) -> None:
     Parameters
     ----------
     name:
-        A name from `eckart ls`.
+        A name from `eckart ls`; NAME:VARIANT is a recipe in another of its forms.
     """
     from dataclasses import asdict
 
     from ..registry import entry, get_recipe
 
-    found = entry(name)
-    if found.kind != "recipe":
+    key, _, variant = name.partition(":")
+    found = entry(key)
+    if found.kind != "recipe" and not variant:
         if as_json:
             print_json(asdict(found))
             return
@@ -59,13 +60,15 @@ def show(name: str, /, *, as_json: Json = False) -> None:
     from ..axes.border import PLAIN, to_dict
 
     recipe = get_recipe(name)
+    shown = f"{key}:{variant}" if variant else key
     if as_json:
-        print_json({**asdict(found), "recipe": to_dict(recipe)})
+        axes = {axis: choice.kind for axis, choice in recipe.axes().items()}
+        print_json({**asdict(found), **{k: getattr(recipe, k) for k in PLAIN}, "name": shown, "axes": axes, "recipe": to_dict(recipe)})
         return
     import textwrap
 
     needs = sorted({f"{s.kind} at {s.at} ({s.via})" for s in recipe.needs()})
-    lines = [f"{recipe.name} ({recipe.verb}), {recipe.fidelity}", f"{recipe.title}, {recipe.paper}", "", found.summary]
+    lines = [f"{shown} ({recipe.verb}), {recipe.fidelity}", f"{recipe.title}, {recipe.paper}", "", found.summary]
     if recipe.differs:
         lines += ["", *textwrap.wrap(f"Differs: {recipe.differs}", 78)]
     choices = {k: v for k, v in to_dict(recipe).items() if k not in PLAIN}

@@ -59,6 +59,7 @@ class Weight:
             not inverted.
         name: used in messages.
         one_hot: `matrix` holds the probabilities of one-hot vectors; the metric is their covariance diag(p) - p p^T, never formed.
+        option: where a recipe sets `clamp`; used in messages.
     """
 
     matrix: Tensor | tuple[Tensor, ...]
@@ -66,6 +67,7 @@ class Weight:
     clamp: float = 0.0
     name: str = "metric"
     one_hot: bool = False
+    option: str = "metric.clamp"
 
     @property
     def size(self) -> int:
@@ -102,6 +104,11 @@ class Root:
         return self.vectors @ (values[:, None] * (self.vectors.T @ x))
 
     @property
+    def zero(self) -> bool:
+        """Whether S is zero; of a block diagonal one, whether a block is."""
+        return not bool(self.values.any())
+
+    @property
     def condition(self) -> float:
         """Largest over smallest eigenvalue of S; infinite when one is zero."""
         low = float(self.values.min())
@@ -127,6 +134,10 @@ class Blocks(Root):
 
     def solve(self, x: Tensor) -> Tensor:
         return torch.cat([p.solve(b) for p, b in zip(self.parts, self._split(x), strict=True)])
+
+    @property
+    def zero(self) -> bool:
+        return any(p.zero for p in self.parts)
 
 
 @dataclass(frozen=True)

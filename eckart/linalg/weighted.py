@@ -11,13 +11,14 @@ The loss that remains is the tail of Σ, in every case.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import Refused
 from .factors import Factors
 from .operator import sum_of_squares
 from .psd import Root, Weight, half, root
@@ -62,8 +63,6 @@ def weigh(matrix: Tensor, out: Root | None, into: Root | None) -> Tensor:
 
 def roots(matrix: Tensor, out: Weight | None, into: Weight | None, *, symmetric: bool = False) -> tuple[Root | None, Root | None]:
     """The roots of both sides on the device of the matrix, checked against its shape; for a side alone any root unless it is to be symmetric."""
-    from ..errors import Refused
-
     for side, size in ((out, matrix.shape[0]), (into, matrix.shape[1])):
         if side is not None and side.size != size:
             raise Refused(f"{side.name}: the metric has size {side.size}, the matrix {tuple(matrix.shape)} wants {size} on that side.")
@@ -102,8 +101,6 @@ def solve(
         >>> bool((tail - (best.total - best.spectrum[:2].square().sum()) ** 0.5).abs() < 1e-3)
         True
     """
-    from ..errors import Refused
-
     if out is None and into is None:
         return _plain(matrix, rank, method, certify, seed, name)
     so, si = roots(matrix, out, into)
@@ -117,9 +114,7 @@ def solve(
     elif si is None:
         left, right = work @ v, v.T
     elif min(so.condition, si.condition) == float("inf"):
-        raise Refused(
-            f"{name}: both metrics are singular, so the two-sided problem has no unique answer; set a positive clamp on one of them (metric.out.clamp=1e-4)."
-        )
+        raise _no_answer([(w, s) for w, s in ((out, so), (into, si)) if w is not None])
     elif so.condition <= si.condition:
         left, right = so.solve(u), u.T @ so.apply(work)
         record |= {"inverted": "out", "condition": so.condition}
@@ -128,6 +123,22 @@ def solve(
         record |= {"inverted": "in", "condition": si.condition}
     total = float(weighed.square().sum())
     return Weighted(left, right, factors.S.to(torch.float64), total, factors, record)
+
+
+def _no_answer(sides: Sequence[tuple[Weight, Root]]) -> Refused:
+    """Why two singular sides are refused, and what helps: a clamp, unless one of them has nothing to be clamped to."""
+    for weight, side in sides:
+        if side.zero:
+            some = " for one of its matrices" if isinstance(weight.matrix, tuple) else ""
+            return Refused(
+                f"{weight.name}: zero on all calibration texts{some}, so the two-sided problem has no unique answer. Give other or more texts (--calib), "
+                "or leave the layer out (--set 'target.skip=[...]' with its name beside what `eckart show RECIPE` lists there)."
+            )
+    names = " and ".join(weight.name for weight, _ in sides)
+    return Refused(
+        f"{names}: both metrics are singular, so the two-sided problem has no unique answer. "
+        f"Set a positive clamp on one of them (--set {sides[0][0].option}=1e-4)."
+    )
 
 
 def _plain(matrix: Tensor, rank: int, method: str, certify: str, seed: int, name: str) -> Weighted:

@@ -73,6 +73,9 @@ def resolve(recipe: str | Recipe, keep: float | None, settings: Sequence[str], f
         if any(s.startswith("budget.") for s in settings):
             raise UsageError("two budgets: --keep and --set budget... exclude each other. Give one of them.")
         found = found.with_(budget=Budget(keep=keep))
+    stores = [s for s in settings if s.partition("=")[0].strip() == "form.store"]
+    if quantise is not None and stores:
+        raise UsageError(f"two storages: --quantise {quantise} and --set {stores[-1]} exclude each other. Give one of them.")
     found = override(found, settings)
     if form == "dense" and found.form.layout not in ("factored", "dense"):
         raise UsageError(f"{found.name} stores no factors, so there is nothing to multiply back. Leave --form out.")
@@ -204,7 +207,7 @@ def compress(
             )
         evaluate_on = load_texts(evaluate_on) if evaluate_on is not None else None
         where = factors_on(host, device)
-        plan, costs, bundles = _plan(host, rec, seed, count, where)
+        plan, costs, bundles = plan_of(host, rec, seed, count, where)
         folder = Path(out).absolute().parent if out is not None else None
         plan, route = plan_route(plan, host, rec, bundles, how, given is not None, runs, folder)
         refuse_beyond(plan, limit, Path(out) if out is not None and runs.leads else None, route.caution)
@@ -319,7 +322,13 @@ def _compare(host: Host, small: Any, texts: Any) -> list[dict[str, Any]]:
     return evaluate(small, texts, against=host.live(), tokenizer=host.tokenizer())["rows"]
 
 
-def _plan(host: Host, rec: Recipe, seed: int, threads: int, device: str) -> tuple[Plan, dict[str, Cost], list[Bundle]]:
+def plan_of(host: Host, rec: Recipe, seed: int, threads: int, device: str) -> tuple[Plan, dict[str, Cost], list[Bundle]]:
+    """The plan of a run, what each bundle costs, and the bundles.
+
+    Raises:
+        UsageError: nothing is targeted, or the budget is out of reach.
+        Refused: a weight that is missing.
+    """
     sites, skipped = rec.target.sites(host.catalogue)
     missing = {n: why for n, why in host.catalogue.notes.items() if "checkpoint" in why}
     for name, why in missing.items():

@@ -38,14 +38,15 @@ def evaluate(
     """
     host = open_host(model, tokenizer, device)
     found: Any = load_texts(texts)
-    name = Path(texts).name if isinstance(texts, str | Path) else f"{len(found)} texts"
+    file = Path(texts).name if isinstance(texts, str | Path) else ""
+    count = f"{len(found)} texts"
     tok = host.tokenizer()
     live = host.live()
     other = open_host(against, tok, device).live() if against is not None else None
     if is_causal(live):
         after = measures.causal(live, tok, found, context=context, batch_size=batch_size)
         before = measures.causal(other, tok, found, context=context, batch_size=batch_size) if other is not None else None
-        return {"kind": "causal", "model": after, "against": before, "rows": causal_rows(before, after, name)}
+        return {"kind": "causal", "model": after, "against": before, "rows": causal_rows(before, after, file or count)}
     if other is None:
         raise UsageError(
             f"{host.name} is an encoder: embedding fidelity compares it with the original. Give --against ORIGINAL (against=...)."
@@ -53,7 +54,7 @@ def evaluate(
     a = measures.embed(other, tok, found, max_length=max_length)
     b = measures.embed(live, tok, found, max_length=max_length)
     after = measures.embeddings(a, b)
-    return {"kind": "embedding", "model": after, "against": None, "rows": embedding_rows(after, name)}
+    return {"kind": "embedding", "model": after, "against": None, "rows": embedding_rows(after, file or count, count if file else "")}
 
 
 def causal_rows(before: dict[str, Any] | None, after: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -66,14 +67,11 @@ def causal_rows(before: dict[str, Any] | None, after: dict[str, Any], name: str)
     ]
 
 
-def embedding_rows(after: dict[str, Any], name: str) -> list[dict[str, Any]]:
+def embedding_rows(after: dict[str, Any], name: str, note: str) -> list[dict[str, Any]]:
     """Rows of the before/after table of an encoder; the original agrees with itself."""
     words = (
         ("cosine", "mean cosine to the original"),
         ("cosine_p05", "5% quantile of that cosine"),
         ("nearest_neighbour", "nearest-neighbour agreement"),
     )
-    return [
-        {"metric": w, "before": 1.0, "after": after[k], "better": "higher", "text": name, "note": f"{after['texts']} texts"}
-        for k, w in words
-    ]
+    return [{"metric": w, "before": 1.0, "after": after[k], "better": "higher", "text": name, "note": note} for k, w in words]

@@ -1,9 +1,13 @@
 """The metric of weight gradients against the quantity it stands for: the mean square of the first-order change of the loss."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from eckart.axes import Recipe, Site, form, group, metric
+from eckart.axes.border import override
 from eckart.axes.protocols import Bundle
 from eckart.axes.solve import solve, spectrum
 from eckart.errors import Refused, UsageError
@@ -81,8 +85,36 @@ def test_values_are_those_of_shampoos_factors() -> None:
 def test_a_layer_without_gradient_is_refused() -> None:
     s = site("a", (3, 4))
     zero = Known({"a": torch.zeros(5, 3, 4, dtype=torch.float64)})
-    with pytest.raises(Refused, match="singular"):
+    with pytest.raises(Refused, match=r"^a: rows of the gradient: zero on all calibration texts.*--calib.*target\.skip") as caught:
         solve(RECIPE, Bundle("a", (s,)), lambda _: draw(3, 4), lambda k: None, zero, rank=1, algorithm="gram")
+    assert "clamp" not in str(caught.value)
+
+
+class Singular:
+    """Statistics that see one direction on either side."""
+
+    def get(self, stat, site):
+        size = site.shape[1] if stat.at == "in" or stat.opts == ("in",) else site.shape[0]
+        square = torch.diag(torch.tensor([1.0, *[0.0] * (size - 1)]))
+        return square.reshape(-1) if stat.kind == "gradient_gram" else SimpleNamespace(second=lambda: square)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "option"),
+    [
+        (metric.WeightGrads(clamp=0.0), "metric.clamp=1e-4"),
+        (metric.Both(out=metric.GradGram(clamp=0.0)), "metric.out.clamp=1e-4"),
+    ],
+)
+def test_a_clamp_is_named_as_the_metric_spells_it(chosen, option) -> None:
+    bare = Recipe(name="x", verb="compress", paper="-", metric=chosen)
+
+    def cut(recipe: Recipe) -> None:
+        solve(recipe, Bundle("a", (site("a", (3, 4)),)), lambda _: draw(3, 4), lambda k: None, Singular(), rank=1, algorithm="gram")
+
+    with pytest.raises(Refused, match=f"^a: .*both metrics are singular.*--set {re.escape(option)}"):
+        cut(bare)
+    cut(override(bare, [option]))
 
 
 def test_a_variant_is_asked_for_by_name() -> None:

@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
 import eckart as ek
+from eckart.axes.border import to_dict
 from eckart.cli import main
+from eckart.registry import entry
 
 
 def run(capsys, *argv: str) -> tuple[int, str, str]:
@@ -20,7 +23,9 @@ def run(capsys, *argv: str) -> tuple[int, str, str]:
     return code, out.out, out.err
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["ls"], ["ls", "--json"], ["show", "svd_llm"], ["compress", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["ls"], ["ls", "--json"], ["show", "svd_llm"], ["show", "two_sided:weight_grads"], ["compress", "--help"]]
+)
 def test_listing_and_help_work_without_torch(argv) -> None:
     code = f"import sys\nfrom eckart.cli import main\ntry:\n    main({argv!r})\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules, 'transformers' in sys.modules, file=sys.stderr)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -43,6 +48,19 @@ def test_show_says_what_differs_and_what_is_measured(capsys) -> None:
     assert "kind: water_fill" in out
     assert json.loads(run(capsys, "show", "svd", "--json")[1])["recipe"]["factor"]["kind"] == "svd"
     assert "eckart inspect MODEL --measures stable_rank" in run(capsys, "show", "stable_rank")[1]
+
+
+def test_show_takes_a_variant(capsys) -> None:
+    _, out, _ = run(capsys, "show", "two_sided:weight_grads")
+    assert out.startswith("two_sided:weight_grads (compress)")
+    assert "gradient_gram at weight (backward)" in out
+    assert "kind: weight_grads" in out
+    assert "kind: grad_gram" not in out
+    found = json.loads(run(capsys, "show", "two_sided:weight_grads", "--json")[1])
+    assert (found["name"], found["axes"]["metric"]) == ("two_sided:weight_grads", "weight_grads")
+    assert found["recipe"] == to_dict(ek.get_recipe("two_sided:weight_grads"))
+    plain = json.loads(run(capsys, "show", "two_sided", "--json")[1])
+    assert plain == asdict(entry("two_sided")) | {"recipe": to_dict(ek.get_recipe("two_sided"))}
 
 
 def test_compress_eval_verify_inspect_on_the_bundled_model(capsys, lm_folder, tmp_path) -> None:
@@ -92,6 +110,9 @@ def test_yaml_of_a_run_repeats_it(capsys, tiny_llama, tmp_path) -> None:
         (["eval", "MODEL", "--text", "missing.txt"], 3, "missing.txt"),
         (["verify", "MODEL"], 3, "eckart.json"),
         (["ls", "--verb", "compres"], 2, "Did you mean 'compress'"),
+        (["show", "two_sided:weight_grad"], 2, "no variant 'weight_grad'. Did you mean 'weight_grads'"),
+        (["show", "two_side:weight_grads"], 2, "Did you mean 'two_sided'"),
+        (["show", "stable_rank:x"], 2, "stable_rank is a measure, not a recipe"),
     ],
 )
 def test_bad_calls_say_why_and_exit_honestly(argv, code, message, capsys, tiny_llama, tmp_path) -> None:

@@ -247,6 +247,10 @@ def test_other_types_and_training(llama, tmp_path) -> None:
         ({"recipe": "svd", "form": "dense"}, "meant to load anywhere"),
         ({"recipe": "svd", "quantise": "int2"}, "expected one of same, int8, int4"),
         ({"recipe": "svd", "quantise": None, "settings": ["form.store=int3"]}, "store"),
+        (
+            {"recipe": "svd", "quantise": "int4", "settings": ["form.store=int8"]},
+            r"--quantise int4 and --set form\.store=int8 .* Give one of them\.",
+        ),
     ],
 )
 def test_what_cannot_be_integers_is_refused_before_work(arguments, message, llama, tmp_path) -> None:

@@ -144,6 +144,16 @@ def test_two_singular_sides_are_refused() -> None:
     assert eigh_psd(x.T @ x)[0].min() >= 0
 
 
+@pytest.mark.parametrize("zero", [torch.zeros(8), torch.zeros(8, 8), (torch.eye(3), torch.zeros(5))])
+@pytest.mark.parametrize("side", ["out", "into"])
+def test_a_zero_metric_beside_a_singular_one_is_not_sent_to_a_clamp(zero, side) -> None:
+    sides = {"out": Weight(torch.tensor([1.0] * 7 + [0.0])), "into": Weight(torch.tensor([1.0] * 7 + [0.0]))}
+    sides[side] = Weight(zero, clamp=1e-4, name="layer: gradients")
+    with pytest.raises(Refused, match=r"^layer: gradients: zero on all calibration texts") as caught:
+        weighted.solve(rand(8, 8, seed=20), **sides, rank=2)
+    assert "clamp" not in str(caught.value)
+
+
 @pytest.mark.parametrize("bad", [torch.full((4,), float("nan")), -torch.ones(4), torch.full((4, 4), float("inf"))])
 def test_metrics_that_are_not_metrics_are_refused(bad) -> None:
     with pytest.raises(Refused, match="w: input"):
