@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .verbs.demo import demo_model as demo_model
     from .verbs.evaluate import evaluate as evaluate
     from .verbs.inspect import inspect as inspect
+    from .verbs.search import search as search
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ _WHERE = {
     "demo_model": "verbs.demo",
     "evaluate": "verbs.evaluate",
     "inspect": "verbs.inspect",
+    "search": "verbs.search",
 }
 _WHERE |= dict.fromkeys(("allocate", "core", "factor", "filter", "form", "gradient", "loss", "metric"), "axes")
 _WHERE |= dict.fromkeys(("penalty", "refresh", "roles", "score", "source", "target", "variance"), "axes")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from .. import __version__
+from ..errors import UsageError
 
 app = App(
     name="eckart",
@@ -45,6 +46,22 @@ def plain_table(*, gap: int = 1) -> Any:
 def print_json(data: Any) -> None:
     """One JSON document."""
     print(json.dumps(data, indent=1, ensure_ascii=False, default=str))
+
+
+def recipe_given(given: str) -> Any:
+    """A recipe as `--recipe` takes it: the name, or what a YAML file says.
+
+    Raises:
+        UsageError: there is no such file, or it holds no recipe.
+    """
+    from ..axes.border import from_yaml
+
+    if not given.endswith((".yaml", ".yml")):
+        return given
+    path = Path(given)
+    if not path.is_file():
+        raise UsageError(f"--recipe {given}: no such file. Names without .yaml are looked up; `eckart ls` shows them.")
+    return from_yaml(path.read_text(encoding="utf-8"))
 
 
 def command() -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ..errors import UsageError
-from .base import Flag, Json, Out, Quiet, Settings, app, command, console, plain_table, print_json, sentences
+from .base import Flag, Json, Out, Quiet, Settings, app, command, console, plain_table, print_json, recipe_given, sentences
 
 
 @app.command
@@ -72,21 +72,14 @@ def compress(
     calibrate:
         whole model in memory, one of its blocks at a time, or what fits into --max-memory. The sums are the same.
     """
-    from ..axes.border import from_yaml
     from ..engine import engine_named
     from ..verbs.compress import compress as run
 
     if out is None and dry_run is None:
         raise UsageError("compress writes a folder: give -o OUT, or --dry-run to see the plan.")
-    what: Any = recipe
-    if recipe.endswith((".yaml", ".yml")):
-        path = Path(recipe)
-        if not path.is_file():
-            raise UsageError(f"--recipe {recipe}: no such file. Names without .yaml are looked up; `eckart ls` shows them.")
-        what = from_yaml(path.read_text(encoding="utf-8"))
     runs = engine_named(engine, workers, threads or 1)
     made = run(
-        model, what, keep, calib=calib, out=out if dry_run is None else None, form=as_form, quantise=quantise, seed=seed, dry_run={"plan": True, None: False}.get(dry_run, "spectra"),
+        model, recipe_given(recipe), keep, calib=calib, out=out if dry_run is None else None, form=as_form, quantise=quantise, seed=seed, dry_run={"plan": True, None: False}.get(dry_run, "spectra"),
         settings=settings or (), stats=stats,
         max_stats=max_stats, max_length=max_length, batch_size=batch_size, probes=probes, device=device, overwrite=overwrite, workers=workers, threads=threads, engine=runs, max_memory=max_memory, calibrate=calibrate,
         command=command(),

@@ -190,7 +190,7 @@ def _sections(report: Report) -> Iterator[tuple[str, str, str, list[Markup | Non
         yield "method", "Method", "Method", list(_method(report))
     if (recipe := report.get("recipe")) and recipe["yaml"].strip():
         yield "yaml", "YAML", "The exact run", [_yaml(recipe["yaml"], report.get("command"))]
-    elif report["kind"] == "adapt" and (line := report.get("command")):  # several recipes, each with a report of its own
+    elif report["kind"] in ("adapt", "search") and (line := report.get("command")):  # several recipes, each with a report of its own
         yield "command", "Command", "The exact run", [tag("pre", {"tabindex": "0", "aria-label": "Command"}, tag("code", None, line))]
     yield "versions", "Versions", "Versions and timings", list(_versions(report))
 

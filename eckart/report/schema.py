@@ -243,7 +243,7 @@ class Report(TypedDict):
     """Everything the HTML file and the model card say. `command` is the line that reproduces the run."""
 
     format: int
-    kind: Literal["compress", "inspect", "demo", "adapt"]
+    kind: Literal["compress", "inspect", "demo", "adapt", "search"]
     title: str
     verdict: list[str]
     model: Model

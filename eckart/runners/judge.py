@@ -87,15 +87,20 @@ class Judge:
         x, y = (t if isinstance(t, Tensor) else next(v for v in t.values() if isinstance(v, Tensor)) for t in (output, reference))
         return (x - y).square().sum() / y.square().sum().clamp_min(1e-12) * len(y), float(len(y))
 
-    @torch.no_grad()
     def __call__(self, model: nn.Module, goal: Goal = "task", batches: int | None = None) -> float:
         """Mean over the first `batches` batches, None for all of them."""
+        total, weight = self.sums(model, range(len(self.batches) if batches is None else min(batches, len(self.batches))), goal)
+        return total / weight if weight else 0.0
+
+    @torch.no_grad()
+    def sums(self, model: nn.Module, batches: range, goal: Goal = "task") -> tuple[float, float]:
+        """(sum of the loss, sum of the weights) over these batches: what further batches are added to."""
         total = weight = 0.0
         with evaluating(model):
-            for i in range(len(self.batches) if batches is None else min(batches, len(self.batches))):
+            for i in batches:
                 part, count = self.of_batch(model, i, goal)
                 total, weight = total + float(part), weight + count
-        return total / weight if weight else 0.0
+        return total, weight
 
 
 def _predicted(ids: Tensor | None, mask: Tensor | None) -> float:
