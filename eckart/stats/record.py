@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import Refused
 from .moments import Centred, centred, combine, product_type
 from .probes import refuse_unless_finite
+from .products import gradient_products
 from .slots import WATCHED, Slot
 from .watch import watch
 
@@ -141,11 +142,10 @@ class Recorder:
 
     def settle(self) -> None:
         """After a backward: sum what had to wait for all calls of a module."""
-        for slot in self.slots:
-            calls = self.calls.get(slot.site.name, [])
-            if slot.stat.kind in WHOLE and slot.stat.probe == self.probe and len(calls) > 1:
-                self._whole(slot, [c.pair(c.grad, slot.site.name) for c in calls if c.grad is not None])
-        for calls in self.calls.values():
+        for name, calls in self.calls.items():
+            if len(calls) > 1:
+                slots = [s for s in self.slots if s.site.name == name and s.stat.kind in WHOLE and s.stat.probe == self.probe]
+                self._whole(slots, [c.pair(c.grad, name) for c in calls if c.grad is not None])
             for call in calls:
                 call.grad = None
 
@@ -181,17 +181,20 @@ class Recorder:
         return hook
 
     def _on_grad(self, slots: list[Slot], call: _Call, grad: Tensor) -> None:
-        for slot in slots:
-            if slot.stat.probe != self.probe:
-                continue
+        mine = [s for s in slots if s.stat.probe == self.probe]
+        for slot in mine:
             if slot.stat.kind == "moments":
                 self._measure(slot, grad, "output gradient")
             elif slot.stat.kind == "gradient":
                 self._gradient(slot, *call.pair(grad, slot.site.name))
-            elif len(self.calls[slot.site.name]) == 1:
-                self._whole(slot, [call.pair(grad, slot.site.name)])
-            else:
-                call.grad = grad
+        whole = [s for s in mine if s.stat.kind in WHOLE]
+        if not whole:
+            return
+        name = whole[0].site.name
+        if len(self.calls[name]) == 1:
+            self._whole(whole, [call.pair(grad, name)])
+        else:
+            call.grad = grad
 
     def _measure(self, slot: Slot, x: Tensor, what: str) -> None:
         name = slot.site.name
@@ -210,22 +213,26 @@ class Recorder:
             refuse_unless_finite(check, f"{name}: its {what}", self.layout.leaf)
             self.keep(slot, part)
 
-    def _whole(self, slot: Slot, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """What is not linear in the gradient: squares and products, of all calls of the module together."""
-        if not pairs:
+    def _whole(self, slots: Sequence[Slot], pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """What is not linear in the gradient of one module: squares and products, of all its calls together."""
+        if not slots or not pairs:
             return
-        name, total = slot.site.name, torch.zeros(slot.width, dtype=torch.float64)
-        if slot.stat.opts == ("per_batch",):
-            count = 1
-            total += _squared([(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])) for x, g in pairs])
-        else:
-            count = self.layout.samples
+        by = {s.stat.opts[0]: s for s in slots}  # no two of these kinds have an option in common
+        name, count = slots[0].site.name, self.layout.samples
+        found: dict[str, Tensor] = {}
+        if "per_batch" in by:
+            found["per_batch"] = _squared([(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])) for x, g in pairs])
+        if by.keys() - {"per_batch"}:
             split = [(self.layout.by_sample(x, name), self.layout.by_sample(g, name)) for x, g in pairs]
-            for sample in range(count):
-                rows = [(x[sample], g[sample]) for x, g in split]
-                total += _squared(rows) if slot.stat.kind == "fisher" else _products(rows, slot.stat.opts == ("in",))
-        refuse_unless_finite(total, f"{name}: its weight gradient", self.layout.leaf)
-        self.keep(slot, Sums(float(count), total))
+            if sides := [side for side in ("in", "out") if side in by]:
+                found |= {side: total.reshape(-1) for side, total in gradient_products(split, sides).items()}
+            if "per_sample" in by:
+                found["per_sample"] = torch.zeros(by["per_sample"].width, dtype=torch.float64)
+                for sample in range(count):
+                    found["per_sample"] += _squared([(x[sample], g[sample]) for x, g in split])
+        for key, total in found.items():
+            refuse_unless_finite(total, f"{name}: its weight gradient", self.layout.leaf)
+            self.keep(by[key], Sums(1.0 if key == "per_batch" else float(count), total))
 
     def _gradient(self, slot: Slot, x: Tensor, grad: Tensor) -> None:
         """The weight's gradient of the batch, row by row; calls of one module add up, and count their samples once."""
@@ -239,27 +246,6 @@ class Recorder:
         """Add to a slot's sum of this batch."""
         old = self.parts.get(slot.key)
         self.parts[slot.key] = part if old is None else join(old, part)
-
-
-def _products(pairs: Sequence[tuple[Tensor, Tensor]], into: bool) -> Tensor:
-    """G^T G (into) or G G^T of the weight gradient G = sum_calls g^T x, row by row; x (t, n), g (t, m) -> (n n,) or (m m,) float64.
-
-    With few rows G is not formed: G^T G = x^T (g g^T) x.
-    """
-    dtype = product_type(max(max(x.shape[-1], g.shape[-1]) for x, g in pairs))
-    if pairs[0][0].device.type == "mps":  # it has no float64
-        pairs = [(x.cpu(), g.cpu()) for x, g in pairs]
-    near, far = (torch.cat([p[i].detach() for p in pairs]) for i in ((0, 1) if into else (1, 0)))
-    live = (far != 0).any(1)  # padding has no gradient, and rows that one factor lacks add nothing
-    near, far = near[live].to(dtype), far[live].to(dtype)
-    t, n, m = len(near), near.shape[1], far.shape[1]
-    if t * (t * (m + n) + n * n) < m * n * (t + n):
-        found = near.T @ (far @ far.T @ near)
-        found = (found + found.T) / 2
-    else:
-        gradient = far.T @ near
-        found = gradient.T @ gradient
-    return found.to(torch.float64).reshape(-1).cpu()
 
 
 def _squared(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
