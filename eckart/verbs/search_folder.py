@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,14 @@ from typing import Any
 from ..axes.border import to_dict
 from ..axes.protocols import Stat
 from ..axes.recipe import Recipe
+from ..errors import Refused
 from ..store import check_output
+from ..store.files import replace_file
 from .output import lasting_part, versions
 
 JSON, HTML = "search.json", "search.html"
+IDENTITY, NOTES, RESULT, OLD = "identity.json", "evaluations.jsonl", "result", "old"
+OURS = re.compile(rf"{IDENTITY}|{NOTES}|{RESULT}(\..*)?|{OLD}|statistics-[0-9a-f]{{16}}\.safetensors(\.part)?|.*\.new")
 Known = dict[tuple[str, int], tuple[float, float]]
 """(candidate with its size, batches) -> (loss, stored share)."""
 
@@ -40,16 +45,24 @@ class Folder:
             check_output(part, sources, overwrite=True)
         self.out = out.absolute() if earlier else check_output(out, sources, overwrite)
         self.work = self.out.with_name(f".{self.out.name}.search")
-        self.result = self.work / "result"
+        self.result = self.work / RESULT
 
     def open(self, marks: Sequence[str]) -> None:
         """Begin, or go on with what an interrupted search of the same model, text and settings has left; anything else there is dropped."""
         identity = json.dumps([*marks, versions()], sort_keys=True)
-        mark = self.work / "identity.json"
-        if self.work.exists() and not (mark.is_file() and mark.read_text(encoding="utf-8") == identity):
-            shutil.rmtree(self.work)
+        mark = self.work / IDENTITY
+        if self.work.is_symlink() or (self.work.exists() and not self.work.is_dir()):
+            raise Refused(f"{self.work}: is where a search works, and is no folder. Move it away.")
+        if self.work.exists():
+            strange = [p.name for p in self.work.iterdir() if not OURS.fullmatch(p.name)]
+            if strange:
+                raise Refused(f"{self.work}: is named like the work of a search and is not that (it has {strange[0]}). Move it away.")
+            if (self.work / OLD).exists() and not self.out.exists():  # stopped between two renames
+                os.rename(self.work / OLD, self.out)
+            if not (mark.is_file() and mark.read_text(encoding="utf-8") == identity):
+                shutil.rmtree(self.work)
         self.work.mkdir(exist_ok=True)
-        mark.write_text(identity, encoding="utf-8")
+        replace_file(mark, identity.encode())
 
     def statistics(self, needs: frozenset[Stat]) -> Path:
         """The file of these statistics."""
@@ -58,7 +71,7 @@ class Folder:
     def known(self) -> Known:
         """What was evaluated before an interruption; a line that was cut off is no evaluation."""
         out: Known = {}
-        file = self.work / "evaluations.jsonl"
+        file = self.work / NOTES
         for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
             try:
                 key, batches, loss, stored = json.loads(line)
@@ -69,7 +82,7 @@ class Folder:
 
     def note(self, recipe: Recipe, batches: int, loss: float, stored: float) -> None:
         """Record an evaluation."""
-        with open(self.work / "evaluations.jsonl", "a", encoding="utf-8") as file:
+        with open(self.work / NOTES, "a", encoding="utf-8") as file:
             file.write(json.dumps([key_of(recipe), batches, loss, stored]) + "\n")
 
     def parts(self, sizes: Sequence[float]) -> dict[float, Path]:
@@ -85,11 +98,11 @@ class Folder:
         """Add the report, and move everything to its place."""
         from ..report.html import render, to_json
 
-        (self.result / JSON).write_text(to_json(lasting_part(report)), encoding="utf-8")
-        (self.result / HTML).write_text(render(dict(report) | {"timings": dict(timings)}), encoding="utf-8")
-        old = self.work / "old"
+        pages = {JSON: to_json(lasting_part(report)), HTML: render(dict(report) | {"timings": dict(timings)})}
+        for name, text in pages.items():
+            replace_file(self.result / name, text.encode())
         if self.out.exists():
-            os.rename(self.out, old)
+            os.rename(self.out, self.work / OLD)
         os.rename(self.result, self.out)
         shutil.rmtree(self.work)
         return self.out

@@ -104,8 +104,8 @@ def test_the_disk_is_only_touched_through_one_door(file: Path) -> None:
 
 
 STEPS = (
-    "parsers", "ls", "show", "inspect", "compress, data-free", "compress, calibrated", "verify", "eval", "adapt", "export-lora", "pickles are refused",
-    "convert, in its own process",
+    "parsers", "ls", "show", "inspect", "compress, data-free", "compress, calibrated", "search", "verify", "eval", "adapt", "export-lora",
+    "pickles are refused", "convert, in its own process",
 )  # fmt: skip
 
 

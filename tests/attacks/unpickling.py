@@ -128,6 +128,14 @@ def compress_calibrated(place: Path) -> None:
     assert (place / "llm" / "eckart.json").read_bytes() == (place / "again" / "eckart.json").read_bytes()
 
 
+def search(place: Path) -> None:
+    lines = (place / "texts.jsonl").read_text(encoding="utf-8").splitlines()
+    pieces = [json.loads(line)["text"][at : at + 300] for line in lines for at in (0, 300)]
+    (place / "pieces.jsonl").write_text("".join(json.dumps({"text": p}) + "\n" for p in pieces))
+    tried = ("--recipe", "svd", "--recipe", place / "llm" / "eckart.yaml")
+    cli("search", DEMO, "-o", place / "found", "--keep", "0.8", "--calib", place / "pieces.jsonl", *tried, "--threads", 1, "--quiet")
+
+
 def adapt(place: Path) -> None:
     cli("adapt", DEMO, "-o", place / "adapter", "--recipe", "pissa", "--rank", 2, "--target", "q_proj", "--init-only", "--quiet")
 
@@ -166,6 +174,7 @@ STEPS: dict[str, Callable[[Path], object]] = {
     "inspect": lambda place: cli("inspect", DEMO, "--measures", "stable_rank", "--only", "layers.0", "-o", place / "inspected", "--quiet"),
     "compress, data-free": compress_data_free,
     "compress, calibrated": compress_calibrated,
+    "search": search,
     "verify": lambda place: cli("verify", place / "llm", "--against", DEMO),
     "eval": lambda place: cli("eval", place / "llm", "--text", place / "texts.jsonl", "--against", DEMO),
     "adapt": adapt,

@@ -19,6 +19,7 @@ from eckart.report.check import check
 from eckart.runners import trial
 from eckart.runners.judge import Judge
 from eckart.verbs import search as verb
+from eckart.verbs import search_folder
 from eckart.verbs.candidates import affordable, grid, ladder, spent
 
 FEW = ["svd", "two_sided", "svd_llm", "asvd"]
@@ -168,6 +169,39 @@ def test_work_of_another_search_is_not_taken_up(tiny_llama, token_ids, tmp_path)
     a = ek.search(tiny_llama, 0.5, calib=token_ids, recipes=FEW, out=tmp_path / "a")
     b = ek.search(tiny_llama, 0.5, calib=token_ids, recipes=FEW, out=tmp_path / "b")
     assert tree(a.path) == tree(b.path)
+
+
+def test_a_folder_that_is_only_named_like_our_work_is_left_alone(tiny_llama, token_ids, tmp_path) -> None:
+    (tmp_path / ".a.search").mkdir()
+    (tmp_path / ".a.search" / "thesis.txt").write_text("mine")
+    with pytest.raises(Refused, match=r"thesis\.txt.*Move it away"):
+        ek.search(tiny_llama, 0.5, calib=token_ids, recipes=FEW, out=tmp_path / "a")
+    assert (tmp_path / ".a.search" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["taken up", "dropped"])
+def test_a_kill_between_the_two_renames_loses_no_output(same, tiny_llama, token_ids, tmp_path, monkeypatch) -> None:
+    def go(**more):
+        return ek.search(tiny_llama, 0.5, calib=token_ids, recipes=["svd"], out=tmp_path / "a", **more)
+
+    before, rename = tree(go().path), search_folder.os.rename
+
+    def once(a, b):
+        rename(a, b)
+        if a == tmp_path / "a":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(search_folder.os, "rename", once)
+    with pytest.raises(KeyboardInterrupt):
+        go(overwrite=True)
+    monkeypatch.setattr(search_folder.os, "rename", rename)
+    assert not (tmp_path / "a").exists()
+    folder = search_folder.Folder(tmp_path / "a", tiny_llama, True)
+    if same:
+        assert tree(go(overwrite=True).path) == before
+    else:
+        folder.open(["another"])
+        assert tree(tmp_path / "a") == before
 
 
 def test_what_is_there_is_replaced_only_when_it_is_ours(tiny_llama, token_ids, tmp_path) -> None:
