@@ -161,7 +161,7 @@ def search(
         run = Searching(
             host, listed[: steps[0].candidates], sizes, steps[:rungs], len(steps), judged, goal, seed, count, factors_on(host, device), folder
         )  # fmt: skip
-        describe = partial(search_report, run, listed, (len(fit), len(held)), _unit(judged, goal), command=command)
+        describe = partial(search_report, run, listed, (len(fit), len(held)), command=command)
         trials = run.plans()
         if dry_run:
             return Found({}, run.rows(), (), 0, None, describe())
@@ -172,7 +172,7 @@ def search(
         if folder is not None:
             text = data_digest(batch_digest(b) for b in [*fitted.batches, *judged.batches])
             folder.open([host.reader.fingerprint, weights, text, goal, str(seed), str(probes), str(count), run.device])
-            run.known = folder.known()
+            run.known = folder.known() if loss is None else {}  # a loss of one's own has no fingerprint
             how = replace(how, file=folder.statistics(needs))
         sites = {s.name: s for t in trials.values() for b in t.bundles for s in b.sites}
         stats = measure(host, needs, list(sites.values()), how) if needs else NoStats()
@@ -183,7 +183,7 @@ def search(
         clock.lap("candidates")
         dense = judged(host.live(), goal)
         winners = run.winners()
-        report = describe(dense=dense, winners=winners)
+        report = describe(unit=_unit(judged, goal), dense=dense, winners=winners)
         path: Path | None = None
         if folder is not None:
             del workshop, stats

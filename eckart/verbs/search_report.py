@@ -17,7 +17,7 @@ LINES = 8  # candidates in the drawing
 
 
 def search_report(
-    run: Searching, listed: Sequence[Recipe], texts: tuple[int, int], unit: str, *, dense: float | None = None, winners: Mapping[float, Recipe] | None = None,
+    run: Searching, listed: Sequence[Recipe], texts: tuple[int, int], *, unit: str = "", dense: float | None = None, winners: Mapping[float, Recipe] | None = None,
     command: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """The report; without `winners` that of the plan.
@@ -59,11 +59,13 @@ def _verdict(
     run: Searching, listed: Sequence[Recipe], texts: tuple[int, int], unit: str, dense: float | None, winners: Mapping[float, Recipe] | None
 ) -> list[str]:  # fmt: skip
     count, sizes = len(run.candidates), len(run.sizes)
-    rungs = ", ".join(f"{r.candidates} on {r.batches}" for r in run.steps)
-    at = "" if sizes == 1 else f", at each of {sizes} sizes"
-    plan = f"candidates are judged on {texts[1]} texts that {texts[0]} others give no statistics of, by rungs ({rungs} batches): {spent(run.steps)} evaluations{at}."
     if winners is None:
-        return [f"{count} of {len(listed)} {plan}"]
+        at = "" if sizes == 1 else f" at each of {sizes} sizes"
+        rungs = ", then ".join(f"{r.candidates} on {r.batches}" for r in run.steps)
+        return [
+            f"{count} of {len(listed)} candidates would be judged on {texts[1]} texts, by statistics of {texts[0]} others.",
+            f"{spent(run.steps)} evaluations{at}: {rungs} of {run.steps[-1].batches if run.steps else 0} batches.",
+        ]
     out: list[str] = []
     for size in run.sizes:
         last = [r for r in run.rows() if r.keep == size and not r.why and r.rung == run.climbed]
@@ -101,7 +103,8 @@ def _table(run: Searching, rows: Sequence[Row], size: float, unit: str) -> dict[
         "rows": [
             [r.recipe, round(r.stored, 4) or None, r.loss, r.batches or None, r.rung or None, "yes" if (r.keep, r.recipe) in front else ""] for r in rows
         ],
-        "note": f"Loss: {unit}; comparable on one rung only. Frontier: no other candidate of the last rung, at any size, stores as little and loses as little.",
+        "note": f"Loss: {unit}; comparable on one rung only. Frontier: no other candidate of the last rung, at any size, stores as little and loses as little."
+        if unit else "Nothing was evaluated yet.",
     }  # fmt: skip
 
 

@@ -287,7 +287,7 @@ def test_the_command_line(tiny_llama, lm_folder, calib, tmp_path, capsys, monkey
     ]
     main([*line, "--dry-run"])
     planned = capsys.readouterr().out
-    assert "2 of 2 candidates are judged on 3 texts" in planned.replace("\n", " ")
+    assert "2 of 2 candidates would be judged on 3 texts" in planned.replace("\n", " ")
     assert not (tmp_path / "out").exists()
     main([*line, "-o", str(tmp_path / "out"), "--quiet"])
     shown = capsys.readouterr().out
