@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -101,17 +100,18 @@ def _tables(found: Found) -> None:
     """The best candidates of each size."""
     for size in dict.fromkeys(r.keep for r in found.rows):
         rows = [r for r in found.rows if r.keep == size]
+        few = rows[:SHOWN] if found.winners else rows
         table = plain_table(gap=2)
         table.add_column(f"candidate at {size:.0%}", overflow="fold")
         for column in ("stored", "loss", "batches", ""):
             table.add_column(column, justify="right", no_wrap=True)
-        for row in rows[:SHOWN]:
+        for row in few:
             mark = "frontier" if row in found.frontier else "refused" if row.why else ""
             known = row.loss is not None
             table.add_row(
                 row.recipe, f"{row.stored:.3f}" if known else "", f"{row.loss:.4f}" if known else "", str(row.batches or ""), mark
             )
         console().print(table)
-        if len(rows) > SHOWN:
-            print(textwrap.fill(f"... and {len(rows) - SHOWN} more", 80))
+        if len(rows) > len(few):
+            print(f"... and {len(rows) - len(few)} more")
         print()
