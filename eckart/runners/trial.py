@@ -80,7 +80,7 @@ class Sharing(Context):
 
     def _factored(self, task: Task) -> tuple[Tensor, Parts]:
         said = to_dict(self.recipe)
-        key = json.dumps([task.bundle.name, *(said.get(axis) for axis in DECIDING)], sort_keys=True)
+        key = json.dumps([task.bundle.name, task.bundle.shares, *(said.get(axis) for axis in DECIDING)], sort_keys=True)
         needed = max(1, task.rank, cost(self.recipe, task.bundle).break_even)
         held = self.known.found.get(key)
         if held is not None and held[2] >= needed:
