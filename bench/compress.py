@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
-import importlib
 import inspect
 import json
 import random
@@ -301,21 +300,13 @@ def searched(bench: Bench, ratios: Sequence[float], results: Results) -> None:
     """Rows of what `ek.search` finds on the calibration text."""
     if not ratios:
         return
-    try:
-        search = importlib.import_module("eckart.verbs.search").search
-    except ImportError:
-        print("search: this version has no eckart.verbs.search; its rows are left out.", flush=True)
-        return
-    found = search(bench.path, list(ratios), calib=bench.calib, max_length=bench.max_length, batch_size=16)
-    for keep, recipe in winners(found).items():
+    found = ek.search(bench.path, ratios, calib=bench.calib, max_length=bench.max_length, batch_size=16)
+    for keep, recipe in found.winners.items():
         compressed(bench, SEARCH, recipe, keep, results)
-        results.data["models"][bench.name].setdefault("search", {})[f"{keep:g}"] = to_yaml(recipe)
-    results.write()
-
-
-def winners(found: Any) -> dict[float, Any]:
-    """{keep: recipe} of a search."""
-    return {float(k): v for k, v in found.winners.items()}
+        rows = [[r.recipe, r.loss, r.batches] for r in found.rows if r.keep == keep]
+        known = results.data["models"][bench.name].setdefault("search", {})
+        known[f"{keep:g}"] = {"winner": recipe.name, "candidates": rows, "yaml": to_yaml(recipe)}
+        results.write()
 
 
 def intervals(model: str, found: dict[str, Any]) -> None:
@@ -415,6 +406,10 @@ def _by_bytes(found: dict[str, Any]) -> str:
 def _search_words(found: dict[str, Any]) -> str:
     out = []
     for row in (r for r in found["rows"] if r["recipe"] == SEARCH):
+        known = found.get("search", {}).get(f"{row['keep']:g}")
+        if isinstance(known, dict):
+            ahead = ", ".join(f"{name} {loss:.5f}" for name, loss, _ in known["candidates"][:4])
+            out.append(f"- keep {row['keep']:g}: **{known['winner']}** won.{ahead and f' Loss on the held-out calibration text: {ahead}.'}")
         for key, gap in row.get("against", {}).items():
             out.append(
                 f"- keep {row['keep']:g}, {TITLES[key]}: {row[key]:.4f}, {gap['difference']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}] to {gap['best']}."
