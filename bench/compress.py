@@ -352,7 +352,8 @@ def table(model: str, found: dict[str, Any]) -> str:
     for key, better in found["better"].items():
         sign = 1 if better == "higher" else -1
         at = {(r["recipe"], r["keep"]): r for r in rows if r["keep"] in RATIOS}
-        names = list(dict.fromkeys(n for n, _ in at))
+        order = [*variants(), SEARCH]
+        names = sorted({n for n, _ in at}, key=order.index)
         best = {k: max((sign * r[key] for (_, q), r in at.items() if q == k), default=0.0) for k in RATIOS}
 
         def cell(name: str, keep: float, at: Any = at, key: str = key, sign: int = sign, best: Any = best) -> str:
