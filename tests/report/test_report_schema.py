@@ -44,7 +44,7 @@ def change(path: str, value: object) -> dict[str, Any]:
     ("path", "value", "words"),
     [
         ("format", 2, "report.format: this version of eckart reads format 1, found 2"),
-        ("kind", "compres", "report.kind: expected one of 'compress', 'inspect', 'demo', 'adapt', found 'compres'"),
+        ("kind", "compres", "report.kind: expected one of 'compress', 'inspect', 'demo', 'adapt', 'search', found 'compres'"),
         ("title", "-", "report.title: missing"),
         ("title", 7, "report.title: expected a string, found int 7"),
         ("verdict", "fine", "report.verdict: expected a list, found str 'fine'"),
