@@ -301,11 +301,12 @@ def searched(bench: Bench, ratios: Sequence[float], results: Results) -> None:
     if not ratios:
         return
     found = ek.search(bench.path, ratios, calib=bench.calib, max_length=bench.max_length, batch_size=16)
+    seconds = round(sum(found.report["timings"].values()))  # for all sizes together
     for keep, recipe in found.winners.items():
         compressed(bench, SEARCH, recipe, keep, results)
         rows = [[r.recipe, r.loss, r.batches] for r in found.rows if r.keep == keep]
         known = results.data["models"][bench.name].setdefault("search", {})
-        known[f"{keep:g}"] = {"winner": recipe.name, "candidates": rows, "yaml": to_yaml(recipe)}
+        known[f"{keep:g}"] = {"winner": recipe.name, "candidates": rows, "yaml": to_yaml(recipe), "seconds": seconds}
         results.write()
 
 
@@ -348,11 +349,10 @@ def table(model: str, found: dict[str, Any]) -> str:
     """Markdown: a table for each score, recipes by rows and sizes by columns, and one of the baselines by bytes."""
     rows = found["rows"]
     facts = ". ".join(f"{k.capitalize()}: {found[k]}" for k in ("calibration", "test", "other text") if k in found)
-    text = f"## {model}\n\n{facts}.\n"
+    text, order = f"## {model}\n\n{facts}.\n", [*variants(), SEARCH]
     for key, better in found["better"].items():
         sign = 1 if better == "higher" else -1
         at = {(r["recipe"], r["keep"]): r for r in rows if r["keep"] in RATIOS}
-        order = [*variants(), SEARCH]
         names = sorted({n for n, _ in at}, key=order.index)
         best = {k: max((sign * r[key] for (_, q), r in at.items() if q == k), default=0.0) for k in RATIOS}
 
@@ -408,7 +408,7 @@ def _search_words(found: dict[str, Any]) -> str:
     out = []
     for row in (r for r in found["rows"] if r["recipe"] == SEARCH):
         known = found.get("search", {}).get(f"{row['keep']:g}")
-        if isinstance(known, dict):
+        if known:
             ahead = ", ".join(f"{name} {loss:.5f}" for name, loss, _ in known["candidates"][:4])
             out.append(f"- keep {row['keep']:g}: **{known['winner']}** won.{ahead and f' Loss on the held-out calibration text: {ahead}.'}")
         for key, gap in row.get("against", {}).items():

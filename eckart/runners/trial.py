@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..axes.border import to_dict
@@ -129,11 +129,10 @@ class Workshop:
         if not trial.recipe.score.measures:
             return decide(trial.plan, trial.costs, sweep, run)[0]
         said = to_dict(trial.recipe)
-        shared = [sorted(b.name for b in trial.bundles), said["score"], said["form"], *(said.get(axis) for axis in DECIDING)]
+        shared = [sorted(b.name for b in trial.bundles), *(said.get(axis) for axis in (*DECIDING, "score", "form", "refine"))]
         key = json.dumps(shared, sort_keys=True)
         if key not in self.curves:
-            plain = replace(run.context, recipe=trial.recipe.with_(refine=None))
-            plan, seen = decide(trial.plan, trial.costs, sweep, replace(run, context=plain))
+            plan, seen = decide(trial.plan, trial.costs, sweep, run)
             self.curves[key] = {n: s.curve for n, s in seen.items()}
             return plan
         return trial.plan.decided(trial.recipe.allocate(self.curves[key], trial.costs, trial.recipe.budget), trial.costs)

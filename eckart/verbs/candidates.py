@@ -11,6 +11,7 @@ from ..axes.shared import SharedBasis
 from ..errors import UsageError
 from ..plan import trains_factors
 from ..registry import get_recipe
+from .compress import resolve
 
 SINGLES = ("modegpt", "svd_llm", "swift_svd", "svd_llm_v2", "basis_sharing", "asvd", "fwsvd")
 """Recipes of the papers, as they are."""
@@ -55,8 +56,6 @@ def checked(recipes: Sequence[str | Recipe] | None) -> list[Recipe]:
     Raises:
         UsageError: one that a search cannot compare, or none.
     """
-    from .compress import resolve
-
     found: list[Recipe] = []
     for given in grid() if recipes is None else recipes:
         recipe = resolve(given, None, (), "factored")

@@ -33,7 +33,7 @@ from .calibrate import MAX_STATS, PROBES, Calibration, Runner, is_tensors, load_
 from .host import Host, open_host
 from .output import MAX_SHARD, config_changes, stamps_of, write_folder
 from .route import cautions, plan_route
-from .run import Clock, content, identity, is_output, torch_threads
+from .run import Clock, check_seed, content, identity, is_output, torch_threads
 from .spread import measure_for, tidy
 from .summary import compress_report
 
@@ -187,8 +187,7 @@ def compress(
         True
     """
     began = time.perf_counter()
-    if not 0 <= seed < 1 << 63:
-        raise UsageError(f"seed: expected an integer in [0, 2**63), found {seed}.")
+    check_seed(seed)
     rec = resolve(recipe, keep, settings, form, quantise)
     given = None if stats is None or isinstance(stats, str | Path) else stats
     texts = load_calibration(calib, rec.needs() if given is None else frozenset(), rec.name, judges(rec))

@@ -27,6 +27,12 @@ def identity(host: Host, plan: Plan, statistics: str) -> dict[str, str]:
     }
 
 
+def check_seed(seed: int) -> None:
+    """Refuses a seed that a manifest cannot hold."""
+    if not 0 <= seed < 1 << 63:
+        raise UsageError(f"seed: expected an integer in [0, 2**63), found {seed}.")
+
+
 def is_output(out: str | Path) -> bool:
     """Whether an earlier run of ours has made this folder."""
     try:

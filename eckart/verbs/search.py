@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from ..axes import Budget, Recipe
-from ..axes.protocols import Stat
+from ..axes.protocols import Bundle, Stat
 from ..data import load_texts
 from ..errors import EckartError, Refused, UsageError
 from ..progress import track
@@ -22,7 +22,7 @@ from .calibrate import PROBES, Calibration, is_tensors, load_calibration, measur
 from .candidates import Rung, affordable, checked, ladder
 from .compress import compress, factors_on, plan_of
 from .host import Host, open_host
-from .run import Clock, content, torch_threads
+from .run import Clock, check_seed, content, torch_threads
 from .search_folder import Folder, Known, key_of
 from .search_report import search_report
 
@@ -146,8 +146,7 @@ def search(
         raise UsageError(f"goal: expected 'task' or 'original', found {goal!r}.")
     if rungs is not None and rungs < 1:
         raise UsageError(f"rungs: expected at least 1, found {rungs}.")
-    if not 0 <= seed < 1 << 63:
-        raise UsageError(f"seed: expected an integer in [0, 2**63), found {seed}.")
+    check_seed(seed)
     listed = checked(recipes)
     every = load_calibration(calib, frozenset(), "search", judges=True)
     fit, held = split(every)
@@ -166,19 +165,18 @@ def search(
         if dry_run:
             return Found({}, run.rows(), (), 0, None, describe())
         clock = Clock(began)
-        widest = max(trials.values(), key=lambda t: sum(len(b.sites) for b in t.bundles))
-        weights = content(host, widest.bundles)
+        weights = content(host, _covering(trials.values()))
         needs = frozenset[Stat]().union(*(t.recipe.needs() for t in trials.values()))
         if folder is not None:
             text = data_digest(batch_digest(b) for b in [*fitted.batches, *judged.batches])
             folder.open([host.reader.fingerprint, weights, text, goal, str(seed), str(probes), str(count), run.device])
-            run.known = folder.known() if loss is None else {}  # a loss of one's own has no fingerprint
-            how = replace(how, file=folder.statistics(needs))
+            if loss is None:  # one's own has no fingerprint, so that nothing of an earlier run can be told to be of the same
+                run.known = folder.known()
+                how = replace(how, file=folder.statistics(needs))
         sites = {s.name: s for t in trials.values() for b in t.bundles for s in b.sites}
         stats = measure(host, needs, list(sites.values()), how) if needs else NoStats()
         clock.lap("statistics")
-        read_bias = partial(_read, host)
-        workshop = Workshop(lambda site: host.read(site).cpu(), read_bias, stats, fitted, place(run.device))
+        workshop = Workshop(lambda site: host.read(site).cpu(), lambda key: host.reader.read(key).cpu(), stats, fitted, place(run.device))
         run.climb(workshop, trials, None if time_limit is None else began + time_limit)
         clock.lap("candidates")
         dense = judged(host.live(), goal)
@@ -330,8 +328,15 @@ def _beats(one: Row, other: Row) -> bool:
     return a != b and a[0] <= b[0] and a[1] <= b[1]
 
 
-def _read(host: Host, key: str) -> Any:
-    return host.reader.read(key).cpu()
+def _covering(trials: Iterable[Trial]) -> list[Bundle]:
+    """Bundles that hold every tensor which a trial changes."""
+    out: list[Bundle] = []
+    seen: set[str] = set()
+    for bundle in (b for t in trials for b in t.bundles):
+        if not seen.issuperset(bundle.keys):
+            out.append(bundle)
+            seen.update(bundle.keys)
+    return out
 
 
 def _sizes(keep: float | Sequence[float]) -> list[float]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..axes import Recipe
-from ..axes.border import to_yaml
 from .candidates import spent
 from .output import versions
+from .summary import recipe_card
 
 if TYPE_CHECKING:
     from .search import Row, Searching
@@ -48,9 +48,7 @@ def search_report(
         report["curves"] = _curves(run, rows, unit)
     if winners is not None and len(winners) == 1:
         (recipe,) = winners.values()
-        report["recipe"] = {
-            "name": recipe.name, "title": recipe.title, "paper": recipe.paper, "fidelity": recipe.fidelity, "differs": recipe.differs, "yaml": to_yaml(recipe),
-        }  # fmt: skip
+        report["recipe"] = recipe_card(recipe)
         report["budget"] = {"keep": run.sizes[0]}
     return report
 

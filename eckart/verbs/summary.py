@@ -66,7 +66,7 @@ def compress_report(
         "title": f"{host.name} · {recipe.name}",
         "verdict": verdict,
         "model": {"name": host.name, "path": str(host.path or host.name), "parameters": total, "bytes": size},
-        "recipe": {"name": recipe.name, "title": recipe.title, "paper": recipe.paper, "fidelity": recipe.fidelity, "differs": recipe.differs, "yaml": to_yaml(recipe)},
+        "recipe": recipe_card(recipe),
         "budget": {str(recipe.budget.kind): recipe.budget.value},
         "form": form,
         "command": command or None,
@@ -79,6 +79,11 @@ def compress_report(
     if notes or cautions:
         report["notes"] = [{"title": "Calibration", "text": text} for text in (*notes, *cautions)]
     return report | ({"timings": {k: round(v, 3) for k, v in timings.items()}} if timings else {})
+
+
+def recipe_card(recipe: Recipe) -> dict[str, Any]:
+    """What a report says of a recipe."""
+    return {k: getattr(recipe, k) for k in ("name", "title", "paper", "fidelity", "differs")} | {"yaml": to_yaml(recipe)}
 
 
 def _more_bytes(plan: Plan, recipe: Recipe, host: Host, bundles: Sequence[Bundle]) -> int:

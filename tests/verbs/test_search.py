@@ -18,8 +18,8 @@ from eckart.errors import Refused, UsageError
 from eckart.report.check import check
 from eckart.runners import trial
 from eckart.runners.judge import Judge
+from eckart.verbs import calibrate, search_folder
 from eckart.verbs import search as verb
-from eckart.verbs import search_folder
 from eckart.verbs.candidates import affordable, grid, ladder, spent
 
 FEW = ["svd", "two_sided", "svd_llm", "asvd"]
@@ -74,6 +74,30 @@ def test_losses_are_those_of_candidates_made_one_by_one(taught, token_ids) -> No
         assert {r.recipe for r in last} == set(first[:2])
 
 
+def test_measured_mixes_are_cut_as_compress_cuts_them(taught, token_ids) -> None:
+    fit, held = [t for i, t in enumerate(token_ids) if i % 4 != 3], token_ids[3::4]
+    mixes = [r for r in grid() if r.score.kind == "measured_loss"]
+    assert {r.refine is None for r in mixes} == {r.group is None for r in mixes} == {True, False}
+    assert len({r.metric for r in mixes}) == 3
+    found = ek.search(taught, [0.7, 0.3], calib=token_ids, recipes=mixes, batch_size=8)
+    assert len(found.rows) == 2 * len(mixes)
+    for row in found.rows:
+        recipe = next(r for r in mixes if r.name == row.recipe)
+        alone = ek.compress(taught, recipe, row.keep, calib=fit, batch_size=8)
+        assert row.stored == pytest.approx(alone.plan.after / alone.plan.before)
+        assert row.loss == pytest.approx(cross_entropy(alone.model, held[: 8 * row.batches]), rel=1e-4)
+
+
+def test_the_distance_from_the_original_is_a_goal(taught, token_ids) -> None:
+    fit, held = [t for i, t in enumerate(token_ids) if i % 4 != 3], token_ids[3::4]
+    found = ek.search(taught, 0.5, calib=token_ids, recipes=["svd_llm"], goal="original")
+    small = ek.compress(taught, "svd_llm", 0.5, calib=fit).model
+    with torch.no_grad():
+        p, q = (m(torch.tensor(held)).logits.log_softmax(-1).double() for m in (taught, small))
+    assert found.dense == pytest.approx(0, abs=1e-6)
+    assert found.rows[0].loss == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
+
+
 def test_the_frontier_is_what_nothing_beats() -> None:
     draw = random.Random(0)
     for _ in range(50):
@@ -98,7 +122,7 @@ def test_ladders_end_on_all_of_the_text_within_the_budget(candidates, batches) -
     for budget in range(1, spent(rungs) + 3):
         n = affordable(candidates, batches, budget)
         assert n == 1 or spent(ladder(n, batches)) <= budget
-        assert n == candidates or n + 1 > candidates or spent(ladder(n + 1, batches)) > budget
+        assert n == candidates or spent(ladder(n + 1, batches)) > budget
 
 
 def test_the_grid_is_made_of_recipes_with_names_of_their_own() -> None:
@@ -137,9 +161,11 @@ def test_a_time_limit_ends_after_a_rung_and_its_number_repeats_the_result(tiny_l
 
 
 def test_an_interrupted_search_goes_on(tiny_llama, token_ids, tmp_path, monkeypatch) -> None:
+    calls = {"judged": 0, "collected": 0}
+    judged, collected = Judge.__call__, calibrate.collect
+    monkeypatch.setattr(calibrate, "collect", lambda *a, **k: (calls.update(collected=calls["collected"] + 1), collected(*a, **k))[1])
     whole = ek.search(tiny_llama, [0.5, 0.3], calib=token_ids, recipes=FEW, out=tmp_path / "whole")
-    calls = {"judged": 0, "measured": 0}
-    judged, measured = Judge.__call__, verb.measure
+    once = calls["collected"]
 
     def counting(self, *args, **kwargs):
         calls["judged"] += 1
@@ -154,21 +180,29 @@ def test_an_interrupted_search_goes_on(tiny_llama, token_ids, tmp_path, monkeypa
     assert (tmp_path / ".cut.search").is_dir()
     with open(tmp_path / ".cut.search" / "evaluations.jsonl", "a") as file:
         file.write('["half a li')  # killed while it wrote
-    calls["judged"] = 5
-    monkeypatch.setattr(verb, "measure", lambda *a, **k: (calls.update(measured=1), measured(*a, **k))[1])
+    calls |= {"judged": 5, "collected": 0}
     again = ek.search(tiny_llama, [0.5, 0.3], calib=token_ids, recipes=FEW, out=tmp_path / "cut")
     assert calls["judged"] - 5 == sum(1 for r in whole.rows for _ in range(r.rung)) - 3 + 1  # and the original
+    assert calls["collected"] == once - 1  # what the candidates share was read from the file
     assert tree(again.path) == tree(whole.path)
     assert not (tmp_path / ".cut.search").exists()
 
 
-def test_work_of_another_search_is_not_taken_up(tiny_llama, token_ids, tmp_path) -> None:
-    (tmp_path / ".a.search").mkdir()
-    (tmp_path / ".a.search" / "identity.json").write_text('["another"]')
-    (tmp_path / ".a.search" / "evaluations.jsonl").write_text("[]\n")
-    a = ek.search(tiny_llama, 0.5, calib=token_ids, recipes=FEW, out=tmp_path / "a")
-    b = ek.search(tiny_llama, 0.5, calib=token_ids, recipes=FEW, out=tmp_path / "b")
-    assert tree(a.path) == tree(b.path)
+@pytest.mark.parametrize("same", [True, False], ids=["the same", "another seed"])
+def test_only_the_work_of_the_same_search_is_taken_up(same, tiny_llama, token_ids, tmp_path, monkeypatch) -> None:
+    def go(seed: int, **more):
+        return ek.search(tiny_llama, 0.5, calib=token_ids, recipes=FEW, seed=seed, **more)
+
+    monkeypatch.setattr(Judge, "__call__", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        go(0, out=tmp_path / "a")
+    monkeypatch.undo()
+    asvd = ek.get_recipe("asvd").with_(budget=ek.Budget(keep=0.5))
+    lines = [json.dumps([search_folder.key_of(asvd), batches, -1.0, 0.5]) for batches in range(1, 5)]  # a loss that would win
+    (tmp_path / ".a.search" / "evaluations.jsonl").write_text("\n".join(lines) + "\n")
+    found = go(0 if same else 1, out=tmp_path / "a")
+    assert (found.winners[0.5].name == "asvd") == same
+    assert found.rows[0].loss == (-1.0 if same else go(1).rows[0].loss)
 
 
 def test_a_folder_that_is_only_named_like_our_work_is_left_alone(tiny_llama, token_ids, tmp_path) -> None:
@@ -237,8 +271,15 @@ def test_a_plain_module_is_judged_by_its_outputs_or_a_loss_of_its_own() -> None:
     found = ek.search(net, 0.5, calib=data, recipes=["svd", "svd_llm"])
     assert found.winners[0.5].name == "svd_llm"
     assert "distance" in found.report["verdict"][-1]
-    own = ek.search(net, 0.5, calib=data, recipes=["svd", "two_sided"], loss=lambda output, batch: output.square().sum(1))
-    assert own.rows[0].recipe in ("svd", "two_sided")
+    fit, held = [*data[:3], *data[4:7]], data[3::4]
+    own = ek.search(net, 0.5, calib=data, recipes=["svd", "svd_llm"], loss=lambda output, batch: output.square().sum(1))
+    with torch.no_grad():
+        for row in found.rows:
+            small = ek.compress(net, row.recipe, 0.5, calib=fit).model
+            far = [float((small(x) - net(x)).square().sum() / net(x).square().sum()) for x in held[: row.batches]]
+            assert row.loss == pytest.approx(sum(far) / len(far), rel=1e-4)
+            mine = next(r for r in own.rows if r.recipe == row.recipe)
+            assert mine.loss == pytest.approx(float(torch.cat([small(x) for x in held[: mine.batches]]).square().sum(1).mean()), rel=1e-4)
     assert own.path is None
 
 
